@@ -1,0 +1,138 @@
+"""Files are whole or absent: errors, full disks and kill -9 leave what was there before."""
+
+import errno
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pygpt.files import atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "on the way" / "file.txt"
+    atomic_write_text(path, "first\r\né")
+    assert path.read_bytes() == b"first\r\n\xc3\xa9"
+    atomic_write_bytes(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert names(path.parent) == ["file.txt"]
+
+
+def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    atomic_write_json(path, {"text": "é\n", "numbers": [1, 2.5, None]})
+    assert read_json(path) == {"text": "é\n", "numbers": [1, 2.5, None]}
+    for bad in ({"loss": math.nan}, {"path": Path()}):
+        with pytest.raises((TypeError, ValueError)):
+            atomic_write_json(path, bad)
+    assert read_json(path)["text"] == "é\n"
+    for content in (b'{"text": "tru', b"\x80\x00binary", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"value\.json is not valid JSON"):
+            read_json(path)
+    path.write_bytes(b"[1]")
+    with pytest.raises(ValueError, match="should hold a JSON object, but holds a list"):
+        read_json(path)
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "step-1") as temporary:
+        (temporary / "sub").mkdir(parents=True)
+        (temporary / "sub" / "a").write_text("a")
+        assert not (tmp_path / "step-1").exists()
+    assert (tmp_path / "step-1" / "sub" / "a").read_text() == "a"
+    with pytest.raises(OSError, match="step-1"), atomic_path(tmp_path / "step-1") as temporary:
+        temporary.mkdir()
+    assert (tmp_path / "step-1" / "sub" / "a").read_text() == "a"
+    assert names(tmp_path) == ["step-1"]
+
+
+def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    atomic_write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_error_of_the_body_keeps_its_own_file_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match="no such input") as caught,
+        atomic_path(tmp_path / "output") as temporary,
+    ):
+        temporary.write_bytes((tmp_path / "no such input").read_bytes())
+    assert "output" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "file", "old")
+    with pytest.raises(OSError, match="inside"):
+        atomic_write_text(tmp_path / "file" / "inside", "new")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match="file"):
+            atomic_write_text(tmp_path / "file", "new")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    # A limit on file sizes makes write() fail midway, as a full disk does; SIGXFSZ must be ignored to get the error.
+    path = tmp_path / "file"
+    atomic_write_bytes(path, b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"while writing; nothing was replaced.*file") as caught:
+            atomic_write_bytes(path, bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_kill_leaves_a_whole_file_and_the_next_write_cleans_up(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    program = (
+        "import itertools, sys; from pygpt.files import atomic_path\n"
+        "for i in itertools.count():\n"
+        "    with atomic_path(sys.argv[1]) as temporary, open(temporary, 'wb', buffering=0) as file:\n"
+        "        for _ in range(64): file.write(bytes([i % 256]) * 65536)\n"
+    )
+    for delay in (0.02, 0.05, 0.11):
+        path.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+        while not path.exists():  # the first write is complete: from now on there must always be a whole file
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        content = path.read_bytes()
+        assert len(content) == 64 * 65536
+        assert len(set(content)) == 1
+    (tmp_path / f".file.{process.pid}-01234567.tmp").write_text("left by the process just killed")
+    (tmp_path / f".file.{os.getpid()}-01234567.tmp").write_text("of a running one")
+    atomic_write_bytes(path, b"new")
+    assert names(tmp_path) == [f".file.{os.getpid()}-01234567.tmp", "file"]
