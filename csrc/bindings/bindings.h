@@ -1,0 +1,13 @@
+// One function per op: adds the op's Python functions to the module.
+#ifndef PYGPT_BINDINGS_BINDINGS_H
+#define PYGPT_BINDINGS_BINDINGS_H
+
+#include <pybind11/pybind11.h>
+
+namespace pygpt::bindings {
+
+void add_layer_norm(pybind11::module_& module);
+
+}  // namespace pygpt::bindings
+
+#endif

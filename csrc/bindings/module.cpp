@@ -1,0 +1,52 @@
+// The extension module pygpt._C: every op's functions, the table of implementations, and what this build holds.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/tensors.h"
+#include "core/error.h"
+#include "ops/implementation.h"
+
+namespace pygpt::bindings {
+namespace {
+
+// [(op, [(implementation, why it does not run here, or "")])]
+py::list implementations() {
+    const Operands plain{DType::float32, {DeviceType::cpu, 0}};
+    py::list out;
+    for (const Op* op : Op::all()) {
+        py::list entries;
+        for (const Op::Entry& entry : op->entries()) entries.append(py::make_tuple(entry.name, entry.refuses(plain)));
+        out.append(py::make_tuple(op->name(), entries));
+    }
+    return out;
+}
+
+py::object name_or_none(const char* name) {
+    return name ? py::object(py::str(name)) : py::object(py::none());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+    py::register_local_exception_translator([](std::exception_ptr error) {
+        try {
+            if (error) std::rethrow_exception(error);
+        } catch (const ValueError& e) {
+            PyErr_SetString(PyExc_ValueError, e.what());
+        } catch (const TypeError& e) {
+            PyErr_SetString(PyExc_TypeError, e.what());
+        }
+    });
+    module.attr("__version__") = PYGPT_VERSION;
+    module.def("implementations", &implementations);
+    module.def(
+        "force", [](const std::string& op, const std::optional<std::string>& name) { Op::find(op).force(name); },
+        py::arg("op"), py::arg("name"));
+    module.def("forced", [](const std::string& op) { return name_or_none(Op::find(op).forced()); }, py::arg("op"));
+    module.def(
+        "last_used", [](const std::string& op) { return name_or_none(Op::find(op).last_used()); }, py::arg("op"));
+    add_layer_norm(module);
+}
+
+}  // namespace pygpt::bindings

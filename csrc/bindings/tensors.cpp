@@ -1,0 +1,98 @@
+#include "bindings/tensors.h"
+
+#include <string>
+
+#include "core/error.h"
+
+namespace pygpt::bindings {
+namespace {
+
+// The names and objects of torch that reading a tensor needs, looked up once. Never freed: the interpreter may be gone
+// when the library is unloaded.
+struct Torch {
+    py::object module = py::module_::import("torch");
+    py::object tensor = module.attr("Tensor");
+    py::object get_num_threads = module.attr("get_num_threads");
+    std::pair<py::object, DType> dtypes[8] = {
+        {module.attr("float32"), DType::float32}, {module.attr("bfloat16"), DType::bfloat16},
+        {module.attr("float16"), DType::float16}, {module.attr("float64"), DType::float64},
+        {module.attr("int64"), DType::int64},     {module.attr("int32"), DType::int32},
+        {module.attr("uint8"), DType::uint8},     {module.attr("bool"), DType::boolean},
+    };
+    PyObject* dtype = PyUnicode_InternFromString("dtype");
+    PyObject* shape = PyUnicode_InternFromString("shape");
+    PyObject* stride = PyUnicode_InternFromString("stride");
+    PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+    PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+    PyObject* device = PyUnicode_InternFromString("device");
+};
+
+const Torch& torch() {
+    static const Torch* const objects = new Torch;
+    return *objects;
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+    PyObject* value = PyObject_GetAttr(object.ptr(), name);
+    if (!value) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+}
+
+py::object method(py::handle object, PyObject* name) {
+    PyObject* value = PyObject_CallMethodNoArgs(object.ptr(), name);
+    if (!value) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+}
+
+DType dtype_of(py::handle tensor, const char* argument) {
+    const py::object dtype = attribute(tensor, torch().dtype);
+    for (const auto& [object, value] : torch().dtypes) {
+        if (dtype.is(object)) return value;
+    }
+    throw TypeError(text(argument, " has dtype ", std::string(py::str(dtype)), ", which pygpt does not compute with"));
+}
+
+Device device_of(py::handle tensor, const char* argument) {
+    if (attribute(tensor, torch().is_cpu).ptr() == Py_True) return {DeviceType::cpu, 0};
+    const py::object device = attribute(tensor, torch().device);
+    const std::string type = py::str(device.attr("type"));
+    if (type == "cuda") return {DeviceType::cuda, device.attr("index").cast<int>()};
+    throw ValueError(text(argument, " must be on the CPU or a CUDA device, but is on ", type));
+}
+
+}  // namespace
+
+TensorView view(py::handle tensor, const char* argument) {
+    if (!PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(torch().tensor.ptr()))) {
+        throw TypeError(text(argument, " must be a torch.Tensor, but is a ", Py_TYPE(tensor.ptr())->tp_name));
+    }
+    TensorView out{};
+    out.dtype = dtype_of(tensor, argument);
+    out.device = device_of(tensor, argument);
+    const py::object shape = attribute(tensor, torch().shape);
+    const py::object strides = method(tensor, torch().stride);
+    const Py_ssize_t dimensions = PyTuple_GET_SIZE(shape.ptr());
+    if (dimensions > max_dimensions) {
+        throw ValueError(text(argument, " has ", dimensions, " dimensions; pygpt takes at most ", max_dimensions));
+    }
+    out.dimensions = static_cast<int>(dimensions);
+    for (Py_ssize_t i = 0; i < dimensions; ++i) {
+        out.shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
+        out.strides[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides.ptr(), i));
+    }
+    out.data = PyLong_AsVoidPtr(method(tensor, torch().data_ptr).ptr());
+    return out;
+}
+
+std::optional<TensorView> optional_view(py::handle tensor, const char* argument) {
+    if (tensor.is_none()) return std::nullopt;
+    return view(tensor, argument);
+}
+
+int torch_threads() {
+    PyObject* threads = PyObject_CallNoArgs(torch().get_num_threads.ptr());
+    if (!threads) throw py::error_already_set();
+    return static_cast<int>(PyLong_AsLong(py::reinterpret_steal<py::object>(threads).ptr()));
+}
+
+}  // namespace pygpt::bindings

@@ -1,0 +1,37 @@
+// torch tensors as TensorViews, read through their Python attributes: pygpt links no part of torch.
+#ifndef PYGPT_BINDINGS_TENSORS_H
+#define PYGPT_BINDINGS_TENSORS_H
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "core/tensor_view.h"
+#include "cpu/thread_pool.h"
+
+namespace pygpt::bindings {
+
+namespace py = pybind11;
+
+// Raises TypeError, naming the argument, if the object is no strided torch tensor on a device that pygpt knows.
+TensorView view(py::handle tensor, const char* argument);
+
+// The same, where None may stand.
+std::optional<TensorView> optional_view(py::handle tensor, const char* argument);
+
+// What torch.get_num_threads() says now.
+int torch_threads();
+
+// Runs an op without the GIL, on as many threads as torch uses, in the kernels' floating-point mode.
+template <class F>
+void call(F&& op) {
+    const int threads = torch_threads();
+    const py::gil_scoped_release release;
+    cpu::set_threads(threads);
+    const cpu::FloatingPointMode mode;
+    op();
+}
+
+}  // namespace pygpt::bindings
+
+#endif

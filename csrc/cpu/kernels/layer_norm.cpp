@@ -1,0 +1,206 @@
+// Layer norm, forward and backward. (rows, C) -> (rows, C)
+//
+// Forward, per row:   sum = x + residual;  mean = Σ sum / C;  rstd = 1 / sqrt(Σ (sum - mean)² / C + eps)
+//                     y = (sum - mean) · rstd · weight + bias
+// Backward, per row:  n = (x - mean) · rstd;  g = grad_out · weight
+//                     grad_x = rstd · (g - Σ g / C - n · Σ g·n / C) + grad_sum
+//          per column: grad_weight = Σ_rows grad_out · n;  grad_bias = Σ_rows grad_out
+//
+// A row is read from memory once and stays in L1 for its second and third pass: the floor is reading x (and the
+// residual) and writing y. Forward tasks are groups of rows. Backward tasks are groups of `rows_per_group` rows, cut by
+// the number of rows alone; each sums its own partial grad_weight and grad_bias, and these are added in order.
+// Sums along a row run in `chains` vectors of accumulators, so that the adder's latency is hidden.
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/thread_pool.h"
+
+namespace pygpt::cpu {
+namespace {
+
+constexpr std::int64_t rows_per_group = 64;
+constexpr int chains = 4;
+
+// Σ f(i, count) over the vectors of a row; f gets the first element and the number of lanes that exist there.
+template <class V, class F>
+auto sum_row(std::int64_t width, F f) {
+    V sums[chains] = {V::zero(), V::zero(), V::zero(), V::zero()};
+    std::int64_t i = 0;
+    for (; i + chains * V::lanes <= width; i += chains * V::lanes) {
+        for (int chain = 0; chain < chains; ++chain) sums[chain] = sums[chain] + f(i + chain * V::lanes, V::lanes);
+    }
+    for (int chain = 0; i < width; i += V::lanes, ++chain) {
+        const std::int64_t count = std::min(V::lanes, width - i);
+        sums[chain] = sums[chain] + f(i, count);
+    }
+    return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <class V, class F>
+void each_vector(std::int64_t width, F f) {
+    for (std::int64_t i = 0; i < width; i += V::lanes) f(i, std::min(V::lanes, width - i));
+}
+
+template <class T>
+T* row_of(const TensorView& tensor, std::int64_t row, std::int64_t width) {
+    return static_cast<T*>(tensor.data) + row * width;
+}
+
+template <class Storage, class Parameter>
+void forward_rows(const layer_norm::Forward& a, std::int64_t first_row, std::int64_t last_row) {
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+    const std::int64_t width = a.width;
+    const auto* weight = static_cast<const Parameter*>(a.weight.data);
+    const auto* bias = a.bias ? static_cast<const Parameter*>(a.bias->data) : nullptr;
+    for (std::int64_t row = first_row; row < last_row; ++row) {
+        const Storage* x = row_of<Storage>(a.x, row, width);
+        if (a.residual) {
+            const Storage* residual = row_of<Storage>(*a.residual, row, width);
+            Storage* sum = row_of<Storage>(*a.sum, row, width);
+            each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
+                (V::load(x + i, count) + V::load(residual + i, count)).store(sum + i, count);
+            });
+            x = sum;
+        }
+        const Number mean =
+            sum_row<V>(width, [&](std::int64_t i, std::int64_t count) { return V::load(x + i, count); }) /
+            static_cast<Number>(width);
+        const V mean_v = V::broadcast(mean);
+        const Number variance = sum_row<V>(width,
+                                           [&](std::int64_t i, std::int64_t count) {
+                                               const V d =
+                                                   select_first(count, V::load(x + i, count) - mean_v, V::zero());
+                                               return d * d;
+                                           }) /
+                                static_cast<Number>(width);
+        const Number rstd = Number(1) / std::sqrt(variance + static_cast<Number>(a.eps));
+        const V rstd_v = V::broadcast(rstd);
+        Storage* out = row_of<Storage>(a.out, row, width);
+        each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
+            const V normalised = (V::load(x + i, count) - mean_v) * rstd_v;
+            const V shift = bias ? V::load(bias + i, count) : V::zero();
+            fma(normalised, V::load(weight + i, count), shift).store(out + i, count);
+        });
+        if (a.mean) static_cast<Number*>(a.mean->data)[row] = mean;
+        if (a.rstd) static_cast<Number*>(a.rstd->data)[row] = rstd;
+    }
+}
+
+template <class Storage, class Parameter>
+void backward_rows(const layer_norm::Backward& a, std::int64_t first_row, std::int64_t last_row,
+                   compute_t<Storage>* grad_weight, compute_t<Storage>* grad_bias) {
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+    const std::int64_t width = a.width;
+    const auto* weight = static_cast<const Parameter*>(a.weight.data);
+    const V per_width = V::broadcast(Number(1) / static_cast<Number>(width));
+    each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
+        V::zero().store(grad_weight + i, count);
+        V::zero().store(grad_bias + i, count);
+    });
+    for (std::int64_t row = first_row; row < last_row; ++row) {
+        const Storage* x = row_of<Storage>(a.x, row, width);
+        const Storage* grad_out = row_of<Storage>(a.grad_out, row, width);
+        const V mean = V::broadcast(static_cast<const Number*>(a.mean.data)[row]);
+        const V rstd = V::broadcast(static_cast<const Number*>(a.rstd.data)[row]);
+        const auto normalised = [&](std::int64_t i, std::int64_t count) {
+            return (V::load(x + i, count) - mean) * rstd;
+        };
+        const auto scaled = [&](std::int64_t i, std::int64_t count) {
+            return V::load(grad_out + i, count) * V::load(weight + i, count);
+        };
+        const V mean_g = V::broadcast(sum_row<V>(width, scaled)) * per_width;
+        const V mean_gn =
+            V::broadcast(sum_row<V>(
+                width, [&](std::int64_t i, std::int64_t count) { return scaled(i, count) * normalised(i, count); })) *
+            per_width;
+        Storage* grad_x = row_of<Storage>(a.grad_x, row, width);
+        const Storage* grad_sum = a.grad_sum ? row_of<Storage>(*a.grad_sum, row, width) : nullptr;
+        each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
+            const V n = normalised(i, count);
+            const V g = V::load(grad_out + i, count);
+            const V inner = g * V::load(weight + i, count) - mean_g - n * mean_gn;
+            const V added = grad_sum ? V::load(grad_sum + i, count) : V::zero();
+            fma(inner, rstd, added).store(grad_x + i, count);
+            fma(g, n, V::load(grad_weight + i, count)).store(grad_weight + i, count);
+            (V::load(grad_bias + i, count) + g).store(grad_bias + i, count);
+        });
+    }
+}
+
+template <class Storage, class Parameter>
+void forward_typed(const layer_norm::Forward& a) {
+    parallel_for((a.rows + rows_per_group - 1) / rows_per_group, [&](std::int64_t group) {
+        const std::int64_t first = group * rows_per_group;
+        forward_rows<Storage, Parameter>(a, first, std::min(first + rows_per_group, a.rows));
+    });
+}
+
+// Adds the groups' partial sums, in order, into the parameter's gradient.
+template <class Number, class Parameter>
+void add_groups(const Number* partial, std::int64_t groups, std::int64_t stride, std::int64_t width,
+                const TensorView& out) {
+    using V = Vec<Number>;
+    auto* target = static_cast<Parameter*>(out.data);
+    each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
+        V sum = V::zero();
+        for (std::int64_t group = 0; group < groups; ++group) sum = sum + V::load(partial + group * stride + i, count);
+        sum.store(target + i, count);
+    });
+}
+
+template <class Storage, class Parameter>
+void backward_typed(const layer_norm::Backward& a) {
+    using Number = compute_t<Storage>;
+    const std::int64_t groups = (a.rows + rows_per_group - 1) / rows_per_group;
+    const std::int64_t stride = 2 * a.width;  // of a group: grad_weight, grad_bias
+    const Scratch scratch(static_cast<std::size_t>(groups * stride) * sizeof(Number));
+    auto* partial = static_cast<Number*>(scratch.data());
+    parallel_for(groups, [&](std::int64_t group) {
+        const std::int64_t first = group * rows_per_group;
+        Number* sums = partial + group * stride;
+        backward_rows<Storage, Parameter>(a, first, std::min(first + rows_per_group, a.rows), sums, sums + a.width);
+    });
+    if (a.grad_weight) add_groups<Number, Parameter>(partial, groups, stride, a.width, *a.grad_weight);
+    if (a.grad_bias) add_groups<Number, Parameter>(partial + a.width, groups, stride, a.width, *a.grad_bias);
+}
+
+}  // namespace
+
+template <>
+void layer_norm_forward<this_isa>(const layer_norm::Forward& a) {
+    switch (a.x.dtype) {
+        case DType::bfloat16:
+            return a.weight.dtype == DType::float32 ? forward_typed<bfloat16, float>(a)
+                                                    : forward_typed<bfloat16, bfloat16>(a);
+        case DType::float64:
+            if constexpr (this_isa == Isa::scalar) {
+                return a.weight.dtype == DType::float32 ? forward_typed<double, float>(a)
+                                                        : forward_typed<double, double>(a);
+            }
+            return;
+        default:
+            return forward_typed<float, float>(a);
+    }
+}
+
+template <>
+void layer_norm_backward<this_isa>(const layer_norm::Backward& a) {
+    switch (a.x.dtype) {
+        case DType::bfloat16:
+            return a.weight.dtype == DType::float32 ? backward_typed<bfloat16, float>(a)
+                                                    : backward_typed<bfloat16, bfloat16>(a);
+        case DType::float64:
+            if constexpr (this_isa == Isa::scalar) {
+                return a.weight.dtype == DType::float32 ? backward_typed<double, float>(a)
+                                                        : backward_typed<double, double>(a);
+            }
+            return;
+        default:
+            return backward_typed<float, float>(a);
+    }
+}
+
+}  // namespace pygpt::cpu

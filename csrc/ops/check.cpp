@@ -1,0 +1,48 @@
+#include "ops/check.h"
+
+#include <algorithm>
+
+namespace pygpt::check {
+
+void dtype_in(const Named& argument, std::initializer_list<DType> allowed) {
+    if (std::find(allowed.begin(), allowed.end(), argument.tensor.dtype) != allowed.end()) return;
+    std::string names;
+    for (DType dtype : allowed) names += std::string(names.empty() ? "" : ", ") + name(dtype);
+    throw TypeError(text(argument.name, " must be of dtype ", names, ", but is ", name(argument.tensor.dtype)));
+}
+
+void dtype_is(const Named& argument, DType dtype, const char* because) {
+    if (argument.tensor.dtype == dtype) return;
+    throw TypeError(
+        text(argument.name, " must be ", name(dtype), " (", because, "), but is ", name(argument.tensor.dtype)));
+}
+
+void on_device(const Named& argument, const Device& device, const char* because) {
+    if (argument.tensor.device == device) return;
+    throw ValueError(text(argument.name, " must be on ", device_text(device), " (", because, "), but is on ",
+                          device_text(argument.tensor.device)));
+}
+
+void shape_is(const Named& argument, std::initializer_list<std::int64_t> shape, const char* because) {
+    const TensorView& tensor = argument.tensor;
+    if (tensor.dimensions == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape)) {
+        return;
+    }
+    TensorView expected{};
+    expected.dimensions = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), expected.shape);
+    throw ValueError(text(argument.name, " must have shape ", shape_text(expected), " (", because, "), but has ",
+                          shape_text(tensor)));
+}
+
+void dimensions_are(const Named& argument, int dimensions, const char* form) {
+    if (argument.tensor.dimensions == dimensions) return;
+    throw ValueError(text(argument.name, " must be ", form, ", but has shape ", shape_text(argument.tensor)));
+}
+
+void contiguous(const Named& argument) {
+    if (is_contiguous(argument.tensor)) return;
+    throw ValueError(text(argument.name, " must be contiguous, but has shape ", shape_text(argument.tensor)));
+}
+
+}  // namespace pygpt::check

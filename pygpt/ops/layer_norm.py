@@ -1,0 +1,180 @@
+"""Layer norm, alone and fused with the residual sum before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pygpt.extension import C
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous
+
+
+@accepts_numpy
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Normalise each row of ``x`` to zero mean and unit (biased) variance, then scale and shift.
+
+    ``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last dimension.
+
+    Args:
+        x: (..., width), float32, bfloat16, float16 (CUDA) or float64 (CPU).
+        weight: (width,), the dtype of ``x`` or float32.
+        bias: (width,), the dtype of ``weight``, or None.
+        eps: added to the variance; at least 0.
+
+    Returns:
+        The shape and dtype of ``x``.
+
+    Raises:
+        ValueError: if a shape, device or ``eps`` does not fit.
+        TypeError: if a dtype does not fit.
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, eq. 4.
+    """
+    return _layer_norm(x, weight, bias, eps)[0]  # type: ignore[no-any-return]
+
+
+@accepts_numpy
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Add a residual and normalise the sum, in one pass: the two steps between the parts of a pre-norm block.
+
+    Args:
+        x: (..., width), as for `layer_norm`.
+        residual: the shape and dtype of ``x``.
+        weight: (width,), the dtype of ``x`` or float32.
+        bias: (width,), the dtype of ``weight``, or None.
+        eps: added to the variance; at least 0.
+
+    Returns:
+        ``(layer_norm(x + residual), x + residual)``, both with the shape and dtype of ``x``; the same bits as the two
+        operations one after the other.
+
+    Raises:
+        ValueError: if a shape, device or ``eps`` does not fit.
+        TypeError: if a dtype does not fit.
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, eq. 4.
+    """
+    out, total = _add_layer_norm(x, residual, weight, bias, eps)[:2]
+    return out, total
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1] if x.dim() and x.shape[-1] else 0
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(rows, dtype=dtype), x.new_empty(rows, dtype=dtype)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x = contiguous(x)
+    out, (mean, rstd) = torch.empty_like(x), _statistics(x)
+    C.layer_norm_forward(x, None, contiguous(weight), bias, eps, out, None, mean, rstd)
+    return out, mean, rstd
+
+
+def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor]:
+    x = contiguous(x)
+    out = torch.empty_like(x)
+    C.layer_norm_forward(x, None, contiguous(weight), bias, eps, out, None, None, None)
+    return (out,)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return (torch.empty_like(x, memory_format=torch.contiguous_format), *_statistics(x))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight, *output[-2:])
+    ctx.has_bias = bias is not None
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return None, None, None, None
+    x, weight, mean, rstd = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = _layer_norm_backward(grad_out, None, x, weight, mean, rstd)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None
+
+
+def _add_forward(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, residual = contiguous(x), contiguous(residual)
+    out, total, (mean, rstd) = torch.empty_like(x), torch.empty_like(x), _statistics(x)
+    C.layer_norm_forward(x, residual, contiguous(weight), bias, eps, out, total, mean, rstd)
+    return out, total, mean, rstd
+
+
+def _add_fake(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return (out, torch.empty_like(out), *_statistics(x))
+
+
+def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, _, weight, bias, _ = inputs
+    _, total, mean, rstd = output
+    ctx.save_for_backward(total, weight, mean, rstd)
+    ctx.has_bias = bias is not None
+    ctx.set_materialize_grads(False)
+
+
+def _add_backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return grad_total, grad_total, None, None, None
+    total, weight, mean, rstd = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = _layer_norm_backward(grad_out, grad_total, total, weight, mean, rstd)
+    return grad_x, grad_x, grad_weight, grad_bias if ctx.has_bias else None, None
+
+
+def _backward_kernel(
+    grad_out: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight = contiguous(x), contiguous(weight)
+    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    grad_sum = None if grad_sum is None else contiguous(grad_sum)
+    C.layer_norm_backward(contiguous(grad_out), grad_sum, x, weight, mean, rstd, grad_x, grad_weight, grad_bias)
+    return grad_x, grad_weight, grad_bias
+
+
+def _backward_fake(
+    grad_out: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    contiguous_format = torch.contiguous_format
+    return (
+        torch.empty_like(x, memory_format=contiguous_format),
+        torch.empty_like(weight, memory_format=contiguous_format),
+        torch.empty_like(weight, memory_format=contiguous_format),
+    )
+
+
+_layer_norm_backward = Operation(
+    "layer_norm_backward",
+    "(Tensor grad_out, Tensor? grad_sum, Tensor x, Tensor weight, Tensor mean, Tensor rstd)"
+    " -> (Tensor, Tensor, Tensor)",
+    forward=_backward_kernel,
+    fake=_backward_fake,
+)
+_layer_norm = Operation(
+    "layer_norm",
+    "(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    inference=_inference,
+)
+_add_layer_norm = Operation(
+    "add_layer_norm",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+    forward=_add_forward,
+    fake=_add_fake,
+    setup=_add_setup,
+    backward=_add_backward,
+)

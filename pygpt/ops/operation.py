@@ -1,0 +1,143 @@
+"""How an op reaches its kernels: directly, through autograd, or as a ``torch.library`` op.
+
+An `Operation` holds the pieces of one op and picks the cheapest path that is right for a call:
+
+* eager and without gradient: the kernel call itself;
+* eager with gradient: an `torch.autograd.Function` in its ctx form (``setup_context`` costs four times as much);
+* under ``torch.compile``, with fake tensors or subclasses, or inside a dispatch mode: ``torch.ops.pygpt.<name>``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
+
+_library = torch.library.Library("pygpt", "DEF")
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Operation:
+    """One op of the library ``pygpt``.
+
+    Args:
+        name: its name in ``torch.ops.pygpt`` and in error messages.
+        schema: arguments and results in torch's schema language, without the name.
+        forward: runs the kernel on real tensors; returns a tensor or a tuple, as the schema says.
+        fake: the same results without data (shapes, dtypes and devices).
+        setup: saves for the backward what it needs, as in `torch.autograd.Function.setup_context`.
+        backward: ``(ctx, *output gradients) -> input gradients``; made of calls of other operations. None: the op has
+            no gradient.
+        inference: what runs instead of ``forward`` when no gradient is asked for, where that can do with less; it may
+            return fewer results.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        forward: Callable[..., Any],
+        fake: Callable[..., Any],
+        setup: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        inference: Callable[..., Any] | None = None,
+    ) -> None:
+        self.name = name
+        self._inference = inference or forward
+        self._function = _autograd_function(name, forward, setup, backward) if setup and backward else None
+        _library.define(name + schema)
+        _library.impl(name, forward, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"pygpt::{name}", fake, lib=_library)
+        if setup and backward:
+            torch.library.register_autograd(f"pygpt::{name}", backward, setup_context=setup, lib=_library)
+        self._library_op = getattr(torch.ops.pygpt, name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the op; the arguments are those of the schema, by position."""
+        if torch.compiler.is_compiling():
+            return self._library_op(*arguments)
+        needs_gradient = False
+        grad_enabled = torch.is_grad_enabled()
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                if type(argument) not in _PLAIN_TYPES:
+                    return self._library_op(*arguments)
+                if grad_enabled and argument.requires_grad:
+                    needs_gradient = True
+        if _len_torch_dispatch_stack() > 0:
+            return self._library_op(*arguments)
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(f"pygpt.{self.name} does not support torch.func transforms")
+        if needs_gradient and self._function is not None:
+            return self._function.apply(*arguments)
+        return self._inference(*arguments)
+
+
+def _autograd_function(
+    name: str,
+    forward: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> type[torch.autograd.Function]:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            outputs = forward(*arguments)
+            setup(ctx, arguments, outputs)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise NotImplementedError(f"pygpt.{name} has no second derivative (create_graph=True)")
+            return backward(ctx, *gradients)
+
+    Function.__name__ = Function.__qualname__ = name
+    return Function
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is contiguous, else a copy that is."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
+    """Let an op take NumPy arrays, and then give NumPy arrays; arrays and tensors do not mix."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        for value in args:
+            if isinstance(value, np.ndarray):
+                return cast(R, _call_with_arrays(function, args, kwargs))
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _call_with_arrays(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def to_tensor(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            raise TypeError(f"{function.__name__}: NumPy arrays and torch tensors do not mix in one call")
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(np.array(value, order="C", copy=True))
+        return value
+
+    def to_array(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(to_array(part) for part in value)
+        return value.numpy() if isinstance(value, Tensor) else value
+
+    with torch.no_grad():
+        return to_array(
+            function(
+                *(to_tensor(value) for value in args), **{name: to_tensor(value) for name, value in kwargs.items()}
+            )
+        )
