@@ -16,9 +16,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
-_library = torch.library.Library("pygpt", "DEF")
+_library: Any = torch.library.Library("pygpt", "DEF")  # type: ignore[no-untyped-call]
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 P = ParamSpec("P")
@@ -72,12 +71,12 @@ class Operation:
                     return self._library_op(*arguments)
                 if grad_enabled and argument.requires_grad:
                     needs_gradient = True
-        if _len_torch_dispatch_stack() > 0:
+        if torch._C._len_torch_dispatch_stack() > 0:
             return self._library_op(*arguments)
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(f"pygpt.{self.name} does not support torch.func transforms")
         if needs_gradient and self._function is not None:
-            return self._function.apply(*arguments)
+            return self._function.apply(*arguments)  # type: ignore[no-untyped-call]
         return self._inference(*arguments)
 
 

@@ -1,0 +1,104 @@
+"""What the tests share: random inputs from a printed seed, allowed errors, comparison of bits, awkward tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+THREAD_COUNTS = (1, 2, 3, 7, 16)
+
+
+def fresh_seed() -> int:
+    """A new seed, printed so that a failure can be repeated with PYGPT_TEST_SEED."""
+    seed = int(os.environ.get("PYGPT_TEST_SEED") or int.from_bytes(os.urandom(4), "little"))
+    print(f"PYGPT_TEST_SEED={seed}")
+    return seed
+
+
+def random_generator() -> torch.Generator:
+    """A torch generator with a `fresh_seed`."""
+    return torch.Generator().manual_seed(fresh_seed())
+
+
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal values, drawn in float64 and rounded to ``dtype``."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def dtypes_of(implementation: str) -> tuple[torch.dtype, ...]:
+    """The dtypes that an implementation computes with."""
+    if implementation == "cpu_scalar":
+        return torch.float32, torch.bfloat16, torch.float64
+    return torch.float32, torch.bfloat16
+
+
+def unaligned(tensor: Tensor) -> Tensor:
+    """The same values, contiguous, at an address that is aligned to one element only."""
+    storage = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    out = storage[1:].view(tensor.shape)
+    out.copy_(tensor)
+    return out
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values in every second element of a larger tensor."""
+    storage = torch.empty(*tensor.shape, 2, dtype=tensor.dtype)
+    storage[..., 0] = tensor
+    return storage[..., 0]
+
+
+def assert_accurate(ours: Tensor, reference: Tensor, peer: Tensor | None, what: str) -> None:
+    """Compare with the float64 reference.
+
+    Allowed is the larger of twice the peer's (PyTorch's) error on the same input and 4 eps of our dtype times the
+    largest value of the reference.
+    """
+    assert reference.dtype == torch.float64, what
+    assert ours.shape == reference.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}"
+    if reference.numel() == 0:
+        return
+    assert torch.isfinite(reference).all(), f"{what}: the reference is not finite; the test's input is wrong"
+    error = (ours.double() - reference).abs()
+    error = torch.where(error.isnan(), torch.inf, error)
+    peer_error = 0.0 if peer is None else float((peer.double() - reference).abs().max())
+    allowed = max(2 * peer_error, 4 * torch.finfo(ours.dtype).eps * float(reference.abs().max()))
+    worst = int(error.argmax())
+    place = [int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape)]
+    assert float(error.max()) <= allowed, (
+        f"{what}: error {float(error.max()):.3g} at {place} (ours {float(ours.flatten()[worst])!r}, "
+        f"reference {float(reference.flatten()[worst])!r}); allowed {allowed:.3g}, PyTorch's own {peer_error:.3g}"
+    )
+
+
+def assert_same_bits(a: Tensor, b: Tensor, what: str) -> None:
+    """Fail unless both tensors hold the same bytes, naming the first element that differs."""
+    assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    assert a.dtype == b.dtype, f"{what}: dtypes {a.dtype} and {b.dtype}"
+    if a.numel() == 0:
+        return
+    width = a.element_size()
+    a_bytes = a.contiguous().view(-1).view(torch.uint8).view(-1, width)
+    b_bytes = b.contiguous().view(-1).view(torch.uint8).view(-1, width)
+    differs = (a_bytes != b_bytes).any(dim=1)
+    if differs.any():
+        first = int(differs.nonzero()[0])
+        place = [int(i) for i in torch.unravel_index(torch.tensor(first), a.shape)]
+        raise AssertionError(
+            f"{what}: {int(differs.sum())} of {a.numel()} elements differ, first at {place}: "
+            f"{a.flatten()[first].item()!r} and {b.flatten()[first].item()!r}"
+        )
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch, and so pygpt, use that many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
