@@ -1,0 +1,222 @@
+"""Everything that decides a training: one dataclass, filled from the command line and from a TOML file."""
+
+import argparse
+import difflib
+import math
+import sys
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from pygpt.files import atomic_write_bytes
+from pygpt.train.schedule import SCHEDULES, Schedule
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CORPUS = "python-docs"  # as --data: the documentation inside Python's own standard library
+
+
+def _option(
+    kind: type,
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    above: bool = False,
+) -> Any:
+    """A field of the configuration: what its values are, and what ``--help`` says of it."""
+    return field(
+        default=default, metadata={"kind": kind, "text": text, "choices": choices, "minimum": minimum, "above": above}
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train, on what, and how. Each field is a flag of ``pygpt train`` and a key of its TOML file.
+
+    Raises: ValueError or TypeError naming the field that does not fit.
+    """
+
+    # Text
+    data: tuple[str, ...] = _option(
+        tuple, (CORPUS,), f"text files, folders, globs, a folder made by 'pygpt data', or {CORPUS}"
+    )
+    tokenizer: str = _option(str, "bpe", "char, byte, bpe (trained on the data), or a folder that holds a tokenizer")
+    vocab_size: int = _option(int, 4096, "tokens of a BPE that is trained on the data", minimum=257)
+    validation: float = _option(float, 0.05, "share of the text held out for evaluation", minimum=0)
+
+    # Model
+    preset: str | None = _option(str, None, "shape of a known model, such as gpt2; the flags below override its parts")
+    layers: int | None = _option(int, None, "blocks (6 without a preset)", minimum=1)
+    heads: int | None = _option(int, None, "attention heads (6 without a preset)", minimum=1)
+    kv_heads: int | None = _option(int, None, "key and value heads, of which 'heads' is a multiple", minimum=1)
+    width: int | None = _option(int, None, "embedding width (384 without a preset)", minimum=1)
+    hidden: int | None = _option(int, None, "width inside the feed-forward network (4 times the width)", minimum=1)
+    context: int | None = _option(int, None, "tokens the model sees at once (256 without a preset)", minimum=1)
+    dropout: float | None = _option(float, None, "dropout (0 without a preset)", minimum=0)
+    checkpoint_blocks: bool = _option(bool, False, "recompute each block in the backward pass: slower, less memory")
+
+    # Training
+    steps: int = _option(int, 1000, "optimiser steps", minimum=1)
+    batch_size: int = _option(int, 12, "sequences per forward pass", minimum=1)
+    accumulate: int = _option(int, 1, "forward passes per optimiser step", minimum=1)
+    lr: float = _option(float, 1e-3, "highest learning rate", minimum=0, above=True)
+    min_lr: float | None = _option(float, None, "lowest learning rate after the warm-up (a tenth of lr)", minimum=0)
+    schedule: str = _option(str, "cosine", "course of the learning rate after the warm-up", choices=SCHEDULES)
+    warmup: int | None = _option(
+        int, None, "steps of linear warm-up (a twentieth of the steps, at most 1000)", minimum=0
+    )
+    decay: int | None = _option(int, None, "steps of the decay that ends wsd (a fifth of the steps)", minimum=0)
+    weight_decay: float = _option(float, 0.1, "decay of the weight matrices and embeddings", minimum=0)
+    beta1: float = _option(float, 0.9, "AdamW's memory of the gradient", minimum=0)
+    beta2: float = _option(float, 0.99, "AdamW's memory of the squared gradient", minimum=0)
+    grad_clip: float = _option(float, 1.0, "largest norm of the gradient; 0 never clips", minimum=0)
+    dtype: str = _option(
+        str, "fp32", "arithmetic of forward and backward; parameters stay fp32", choices=("fp32", "bf16")
+    )
+    device: str = _option(str, "cpu", "cpu, cuda or cuda:N")
+    threads: int | None = _option(int, None, "CPU threads (as many as PyTorch takes)", minimum=1)
+    seed: int = _option(int, 0, "of the initial weights, the order of the data and dropout", minimum=0)
+    spike_sigma: float = _option(
+        float, 6.0, "skip a step whose loss or gradient norm is so many deviations above the mean; 0 never", minimum=0
+    )
+    patience: int = _option(int, 10, "stop after so many skipped steps in a row", minimum=1)
+
+    # Record
+    eval_every: int = _option(int, 100, "steps between evaluations; 0 never", minimum=0)
+    eval_batches: int = _option(int, 16, "batches of an evaluation", minimum=1)
+    save_every: int = _option(int, 100, "steps between checkpoints; 0 only at the end", minimum=0)
+    keep: int = _option(int, 2, "newest checkpoints kept", minimum=1)
+    sample_every: int = _option(int, 250, "steps between printed samples; 0 never", minimum=0)
+    log_every: int = _option(int, 10, "steps between printed lines when the output is no terminal", minimum=1)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            _check(option, getattr(self, option.name))
+        for name in ("beta1", "beta2", "validation", "dropout"):
+            value = getattr(self, name)
+            if value is not None and value >= 1:
+                raise ValueError(f"{name} must be below 1, not {value:g}")
+        if not self.data:
+            raise ValueError("data must name at least one file, folder or glob")
+        self.learning_rate()  # checks what its parts must be to each other
+
+    def learning_rate(self) -> Schedule:
+        """The learning rate of each step."""
+        warmup = min(self.steps // 20, 1000) if self.warmup is None else self.warmup
+        decay = min(self.steps // 5, self.steps - min(warmup, self.steps)) if self.decay is None else self.decay
+        return Schedule(
+            kind=self.schedule,
+            peak=self.lr,
+            steps=self.steps,
+            warmup=warmup,
+            floor=self.lr / 10 if self.min_lr is None else self.min_lr,
+            decay=decay if self.schedule == "wsd" else 0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that have a value, as TOML can say them."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str) -> "TrainConfig":
+        """Make a configuration of keys and values; ``source`` says in errors where they came from.
+
+        Raises: ValueError or TypeError naming ``source`` and the key that is unknown or does not fit.
+        """
+        known = {option.name: option for option in fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(f"{source}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        try:
+            return cls(**{name: _from_toml(known[name], value) for name, value in values.items()})
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{source}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as TOML. Raises: OSError, see :func:`pygpt.files.atomic_path`."""
+        atomic_write_bytes(path, tomli_w.dumps(self.to_dict()).encode("utf-8"))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file. Raises: FileNotFoundError; ValueError naming ``path`` if it is not TOML."""
+    try:
+        values: dict[str, Any] = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+    except ValueError as error:  # both tomllib.TOMLDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    return values
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` one flag per field of :class:`TrainConfig`; a flag that is not given leaves no attribute."""
+    titles = {"data": "text", "preset": "model", "steps": "training", "eval_every": "record"}
+    group: Any = parser
+    for option in fields(TrainConfig):
+        if option.name in titles:
+            group = parser.add_argument_group(titles[option.name])
+        settings: dict[str, Any] = {"help": _help(option), "default": argparse.SUPPRESS, "dest": option.name}
+        kind = option.metadata["kind"]
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            settings.update(nargs="+", metavar="PATH")
+        elif option.metadata["choices"]:
+            settings["choices"] = option.metadata["choices"]
+        else:
+            settings.update(type=kind, metavar={int: "N", float: "X", str: "NAME"}[kind])
+        group.add_argument("--" + option.name.replace("_", "-"), **settings)
+
+
+def flags_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of :class:`TrainConfig` for which a flag was given."""
+    return {option.name: getattr(arguments, option.name) for option in fields(TrainConfig) if option.name in arguments}
+
+
+def _help(option: "Field[Any]") -> str:
+    default = option.default
+    if default is None or option.metadata["kind"] is bool:
+        return str(option.metadata["text"])
+    shown = (
+        " ".join(default) if isinstance(default, tuple) else f"{default:g}" if isinstance(default, float) else default
+    )
+    return f"{option.metadata['text']} (default: {shown})"
+
+
+def _from_toml(option: "Field[Any]", value: Any) -> Any:
+    """TOML and JSON have lists where the configuration has tuples; a single text stands for a list of one."""
+    if option.metadata["kind"] is tuple:
+        return tuple(value) if isinstance(value, list) else (value,)
+    return value
+
+
+def _check(option: "Field[Any]", value: Any) -> None:
+    kind, minimum, above = (option.metadata[key] for key in ("kind", "minimum", "above"))
+    if value is None and option.default is None:
+        return
+    if kind is tuple:
+        fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    elif kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        fits = type(value) is kind
+    if not fits:
+        wanted = {
+            tuple: "a list of texts",
+            float: "a number",
+            int: "a whole number",
+            str: "a text",
+            bool: "true or false",
+        }
+        raise TypeError(f"{option.name} must be {wanted[kind]}, not {value!r}")
+    if option.metadata["choices"] and value not in option.metadata["choices"]:
+        raise ValueError(f"{option.name} must be one of {', '.join(option.metadata['choices'])}, not {value!r}")
+    if minimum is not None and not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
+        raise ValueError(f"{option.name} must be {'above' if above else 'at least'} {minimum:g}, not {value:g}")

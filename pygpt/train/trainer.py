@@ -1,0 +1,368 @@
+"""The training loop: steps that can stop anywhere and go on to the same bits.
+
+Per optimiser step: ``accumulate`` batches, each forward and backward; the gradient's norm; the guard's word on it;
+clipping; AdamW at the schedule's learning rate. What a step depends on is saved in a checkpoint (parameters, optimiser
+state, the data's position, PyTorch's random streams, the guard's memory, and, when it is stopped half-way through the
+batches of a step, the gradients so far), and nothing else may decide a bit: evaluation and samples leave the random
+streams alone.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pygpt.train.checkpoint import Checkpoints, TrainingState, load_checkpoint
+from pygpt.train.config import TrainConfig
+from pygpt.train.display import Display, StepReport
+from pygpt.train.guard import SpikeGuard
+from pygpt.train.metrics import Metrics
+
+IGNORED = -100  # the target that GPT.loss leaves out of the mean
+
+
+class Batches(Protocol):
+    """Where training batches come from: an endless iterator with a position that can be saved."""
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Give ids and targets, both (batch, time) int64."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the position, as plain JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+
+class TrainingStopped(RuntimeError):
+    """The guard has refused too many steps in a row; the checkpoint is saved."""
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters in two groups: matrices and embedding tables decay, biases and layer norms do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+class Trainer:
+    """Trains a model and keeps its checkpoints.
+
+    Args:
+        model: has ``loss(ids, targets)`` and ``save_pretrained(folder)``; a :class:`pygpt.GPT`.
+        optimizer: over the model's parameters; its learning rate is set at each step.
+        config: how to train. What it says of text and model is used elsewhere.
+        batches: the training batches.
+        validation: batches of an evaluation, the same each time; may be empty.
+        checkpoints: where to save; None saves nothing.
+        metrics: where to record; None records nothing.
+        display: what is told of the progress.
+        sample: writes a text with the model, for ``sample_every``.
+        save_extra: writes what else belongs into a checkpoint's folder, such as the tokenizer.
+        flops_per_token, peak: for the share of the machine's peak; None if they are not known.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        batches: Batches,
+        validation: Sequence[tuple[Tensor, Tensor]] = (),
+        *,
+        checkpoints: Checkpoints | None = None,
+        metrics: Metrics | None = None,
+        display: Display | None = None,
+        sample: Callable[[], str] | None = None,
+        save_extra: Callable[[Path], None] | None = None,
+        flops_per_token: float | None = None,
+        peak: float | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.batches = batches
+        self.validation = validation
+        self.checkpoints = checkpoints
+        self.metrics = metrics
+        self.display = display or Display()
+        self.sample = sample
+        self.save_extra = save_extra
+        self.flops_per_token = flops_per_token
+        self.peak = peak
+
+        self.steps_done = 0
+        self.stop_requested = False
+        self.guard = SpikeGuard(config.spike_sigma or None, patience=config.patience)
+        self._schedule = config.learning_rate()
+        self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        self._device = next(model.parameters()).device
+        # The step in progress: its batches, how many of them are done, their loss so far, and where they began.
+        self._step_batches: list[tuple[Tensor, Tensor]] = []
+        self._parts_done = 0
+        self._loss = torch.zeros((), device=self._device)
+        self._position = batches.state_dict()
+        self._seconds = 0.0
+
+    def run(self) -> bool:
+        """Train to the last step, saving, evaluating and sampling on the way.
+
+        The first Ctrl-C (or SIGTERM) saves a checkpoint at once and ends; a second one aborts without.
+
+        Returns: whether the last step was reached.
+        Raises: TrainingStopped when the guard gives up; OSError when a checkpoint or record cannot be written. The
+            checkpoints before it remain.
+        """
+        config = self.config
+        self.display.begin(self.steps_done, config.steps)
+        try:
+            with self._stop_on_signals():
+                while self.steps_done < config.steps:
+                    report = self.step()
+                    if report is None:
+                        self.display.note("stopping: saving a checkpoint")
+                        self.save()
+                        return False
+                    self._record(report)
+                    if self.guard.exhausted:
+                        self._give_up(report)
+                    last = self.steps_done == config.steps
+                    if self.validation and config.eval_every and (last or self.steps_done % config.eval_every == 0):
+                        self.evaluate()
+                    if self.sample and config.sample_every and self.steps_done % config.sample_every == 0:
+                        self._write_sample()
+                    if last or (config.save_every and self.steps_done % config.save_every == 0):
+                        self.save()
+            return True
+        finally:
+            self.display.end()
+
+    def step(self) -> StepReport | None:
+        """Take one optimiser step, or finish one that was stopped half-way.
+
+        Returns: what happened; None if a stop was requested before the step was complete. What is done of it stays,
+            and goes into the next checkpoint.
+        """
+        if not self._step_batches:
+            self._fetch()
+        counts = [int((targets != IGNORED).sum()) for _, targets in self._step_batches]
+        total = max(1, sum(counts))
+        while self._parts_done < len(counts):
+            if self.stop_requested:
+                return None
+            started = time.perf_counter()
+            ids, targets = self._step_batches[self._parts_done]
+            # The mean over all tokens of the step, not the mean of the batches' means.
+            self._forward_backward(ids, targets, counts[self._parts_done] / total)
+            self._parts_done += 1
+            self._seconds += time.perf_counter() - started
+        return self._finish(sum(ids.numel() for ids, _ in self._step_batches))
+
+    def evaluate(self) -> float:
+        """The mean loss per token of the validation batches, without dropout; recorded and displayed."""
+        total, tokens = 0.0, 0
+        with self._aside():
+            for ids, targets in self.validation:
+                count = int((targets != IGNORED).sum())
+                with self._arithmetic():
+                    total += float(self.model.loss(ids.to(self._device), targets.to(self._device))) * count
+                tokens += count
+        loss = total / max(1, tokens)
+        if self.metrics is not None:
+            self.metrics.write(self.steps_done, validation_loss=loss)
+        self.display.evaluation(self.steps_done, loss)
+        return loss
+
+    def save(self) -> Path | None:
+        """Save a checkpoint of this moment, inside a step too. Raises: OSError; those before it remain."""
+        if self.checkpoints is None:
+            return None
+        state = TrainingState(
+            step=self.steps_done,
+            part=self._parts_done,
+            values={"data": self._position, "guard": self.guard.state_dict(), "seconds": self._seconds},
+            tensors={**self._random_streams(), **self._optimizer_tensors(), **self._half_done_tensors()},
+        )
+        return self.checkpoints.save(state, self._save_model)
+
+    def restore(self, path: str | Path) -> None:
+        """Go on from a checkpoint, whose model this trainer's model already is.
+
+        Raises: FileNotFoundError, ValueError naming what is missing, damaged, or of another training.
+        """
+        state = load_checkpoint(path)
+        try:
+            self._restore(state)
+        except KeyError as error:
+            raise ValueError(f"{path} does not belong to this training: there is no {error.args[0]}") from None
+
+    def _restore(self, state: TrainingState) -> None:
+        tensors = state.tensors
+        self.steps_done, self._parts_done = state.step, state.part
+        self.guard.load_state_dict(state.values["guard"])
+        self.guard.refused_in_a_row %= self.config.patience  # after giving up, its user has decided to go on
+        self._seconds = float(state.values["seconds"])
+        self.batches.load_state_dict(state.values["data"])
+        self._position = state.values["data"]
+        if self._parts_done:
+            self._fetch()
+            self._loss = tensors["loss"].to(self._device)
+            for parameter, name in self._names.items():
+                gradient = tensors.get(f"gradient/{name}")
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        self._restore_optimizer(tensors)
+        torch.set_rng_state(tensors["random/cpu"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random/cuda"], self._device)
+
+    def _fetch(self) -> None:
+        self._position = self.batches.state_dict()
+        self._step_batches = [next(self.batches) for _ in range(self.config.accumulate)]
+
+    def _forward_backward(self, ids: Tensor, targets: Tensor, weight: float) -> None:
+        with self._arithmetic():
+            loss = self.model.loss(ids.to(self._device), targets.to(self._device)) * weight
+        loss.backward()
+        self._loss = self._loss + loss.detach()
+
+    def _finish(self, tokens: int) -> StepReport:
+        """Judge the gradient, and take the step unless it would do harm."""
+        started = time.perf_counter()
+        gradients = [p.grad for p in self._names if p.grad is not None]
+        total_norm = torch.nn.utils.get_total_norm(gradients)
+        loss, norm = float(self._loss), float(total_norm)
+        rate = self._schedule(self.steps_done)
+        skipped = self.guard.refuse(loss, norm)
+        if skipped is None:
+            if self.config.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(self._names, self.config.grad_clip, total_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = self._seconds + time.perf_counter() - started
+        self.steps_done += 1
+        self._step_batches, self._parts_done, self._seconds = [], 0, 0.0
+        self._loss = torch.zeros((), device=self._device)
+        self._position = self.batches.state_dict()
+        share = None
+        if self.flops_per_token is not None and self.peak is not None and seconds > 0:
+            share = tokens * self.flops_per_token / seconds / self.peak
+        return StepReport(self.steps_done, loss, norm, rate, tokens, seconds, share, skipped)
+
+    def _record(self, report: StepReport) -> None:
+        if self.metrics is not None:
+            values = {
+                "loss": report.loss,
+                "gradient_norm": report.gradient_norm,
+                "learning_rate": report.learning_rate,
+                "tokens": report.tokens,
+                "tokens_per_second": round(report.tokens_per_second, 1),
+                "share_of_peak": None if report.share_of_peak is None else round(report.share_of_peak, 4),
+                "seconds": round(report.seconds, 4),
+            }
+            self.metrics.write(report.step, **values, **({"skipped": report.skipped} if report.skipped else {}))
+        self.display.step(report)
+
+    def _write_sample(self) -> None:
+        assert self.sample is not None
+        with self._aside():
+            text = self.sample()
+        if self.metrics is not None:
+            self.metrics.write(self.steps_done, sample=text)
+        self.display.sample(self.steps_done, text)
+
+    def _give_up(self, report: StepReport) -> None:
+        path = self.save()
+        kept = f"; the model as it was before them is in {path}" if path else ""
+        raise TrainingStopped(
+            f"stopped at step {report.step}: {self.guard.refused_in_a_row} steps in a row were skipped, the last "
+            f"because {report.skipped}{kept}. Resume with a lower learning rate, or a larger spike_sigma or patience"
+        )
+
+    def _arithmetic(self) -> torch.autocast:
+        """Forward in the configured dtype; backward follows it. Parameters, gradients and optimiser state stay fp32."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.dtype == "bf16")
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Use the model without changing what the training depends on."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """Have the first Ctrl-C or SIGTERM ask for a stop, and the second do what it always did."""
+        previous: dict[signal.Signals, Any] = {}
+
+        def restore() -> None:
+            while previous:
+                signal.signal(*previous.popitem())
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.stop_requested = True
+            restore()
+
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            restore()
+
+    def _save_model(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        if self.save_extra is not None:
+            self.save_extra(folder)
+
+    def _random_streams(self) -> dict[str, Tensor]:
+        streams = {"random/cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            streams["random/cuda"] = torch.cuda.get_rng_state(self._device)
+        return streams
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimiser's state by the parameters' names, not by their numbers, which depend on the groups."""
+        state = self.optimizer.state
+        return {
+            f"optimizer/{name}/{key}": torch.as_tensor(value)
+            for parameter, name in self._names.items()
+            if parameter in state
+            for key, value in state[parameter].items()
+        }
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Through load_state_dict, which puts each tensor on its parameter's device and takes over its dtype."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition("/")
+            if kind == "optimizer":
+                name, _, entry = rest.rpartition("/")
+                by_name.setdefault(name, {})[entry] = tensor
+        unknown = set(by_name) - set(self._names.values())
+        if unknown:
+            raise KeyError(f"parameter {min(unknown)!r} that its optimiser state is for")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {i: by_name[self._names[p]] for i, p in enumerate(parameters) if self._names[p] in by_name}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _half_done_tensors(self) -> dict[str, Tensor]:
+        if not self._parts_done:
+            return {}
+        gradients = {f"gradient/{name}": p.grad for p, name in self._names.items() if p.grad is not None}
+        return {"loss": self._loss, **gradients}
