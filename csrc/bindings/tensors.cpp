@@ -1,5 +1,7 @@
 #include "bindings/tensors.h"
 
+#include <unistd.h>
+
 #include <string>
 
 #include "core/error.h"
@@ -87,6 +89,17 @@ TensorView view(py::handle tensor, const char* argument) {
 std::optional<TensorView> optional_view(py::handle tensor, const char* argument) {
     if (tensor.is_none()) return std::nullopt;
     return view(tensor, argument);
+}
+
+void take_gil(PyThreadState* state) {
+#if PY_VERSION_HEX >= 0x030D0000
+    const bool ending = Py_IsFinalizing();
+#else
+    const bool ending = _Py_IsFinalizing();
+#endif
+    // PyEval_RestoreThread would end this thread by unwinding it through C++ frames; Python 3.14 lets it hang instead.
+    while (ending) pause();
+    PyEval_RestoreThread(state);
 }
 
 int torch_threads() {

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <optional>
 
 #include "core/tensor_view.h"
@@ -22,14 +23,25 @@ std::optional<TensorView> optional_view(py::handle tensor, const char* argument)
 // What torch.get_num_threads() says now.
 int torch_threads();
 
+// Takes the GIL back after PyEval_SaveThread. Not a destructor: in an interpreter that is ending, a daemon thread does
+// not come back from here, and ends without unwinding.
+void take_gil(PyThreadState* state);
+
 // Runs an op without the GIL, on as many threads as torch uses, in the kernels' floating-point mode.
 template <class F>
 void call(F&& op) {
     const int threads = torch_threads();
-    const py::gil_scoped_release release;
-    cpu::set_threads(threads);
-    const cpu::FloatingPointMode mode;
-    op();
+    PyThreadState* const state = PyEval_SaveThread();
+    std::exception_ptr error;
+    try {
+        cpu::set_threads(threads);
+        const cpu::FloatingPointMode mode;
+        op();
+    } catch (...) {
+        error = std::current_exception();
+    }
+    take_gil(state);
+    if (error) std::rethrow_exception(error);
 }
 
 }  // namespace pygpt::bindings
