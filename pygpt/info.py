@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from pygpt.extension import C
 
 CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "scalar")  # best first
@@ -22,6 +20,8 @@ def info() -> dict[str, Any]:
         here), ``cuda_architectures``, ``devices``, ``threads``, ``emulated``, ``implementations`` ({op: [names that
         run here, best first]}) and ``last_used`` ({op: name, None before the first call}).
     """
+    import torch  # not needed to force an implementation, which happens at import
+
     tables = C.implementations()
     usable = {op: [name for name, reason in entries if not reason] for op, entries in tables}
     names = {name for entries in usable.values() for name in entries}
