@@ -1,12 +1,12 @@
 """Files are whole or absent: errors, full disks and kill -9 leave what was there before."""
 
 import errno
+import itertools
 import math
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -112,23 +112,26 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
+def write_for_ever(path: Path) -> None:
+    for i in itertools.count():
+        with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
+            for _ in range(64):
+                file.write(bytes([i % 256]) * 65536)
+
+
 def test_kill_leaves_a_whole_file_and_the_next_write_cleans_up(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    program = (
-        "import itertools, sys; from pygpt.files import atomic_path\n"
-        "for i in itertools.count():\n"
-        "    with atomic_path(sys.argv[1]) as temporary, open(temporary, 'wb', buffering=0) as file:\n"
-        "        for _ in range(64): file.write(bytes([i % 256]) * 65536)\n"
-    )
     for delay in (0.02, 0.05, 0.11):
         path.unlink(missing_ok=True)
-        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+        process = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
+        process.start()
         while not path.exists():  # the first write is complete: from now on there must always be a whole file
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.001)
         time.sleep(delay)
         process.kill()
-        process.wait()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         content = path.read_bytes()
         assert len(content) == 64 * 65536
         assert len(set(content)) == 1

@@ -12,6 +12,7 @@ A folder of token files holds
 
 import hashlib
 import json
+import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -325,6 +326,8 @@ def _write(
             if chosen.any():
                 with open(files.enter_context(atomic_path(folder / f"{split}.bin")), "wb") as file:
                     header["splits"][split] = asdict(_write_split(file, tokens, boundaries, chosen))
+                    file.flush()
+                    os.fsync(file.fileno())  # a full disk must show before the old header goes
         (folder / HEADER).unlink(missing_ok=True)
     if not validation.any():
         (folder / "validation.bin").unlink(missing_ok=True)
