@@ -94,6 +94,29 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc/self/fd to name what is synced")
+def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        events.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name.rpartition('.')[2]}")
+        fsync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        events.append(f"rename to {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    with atomic_path(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "a.txt").write_text("a")
+    assert events == ["sync txt", "sync tmp", "rename to folder", f"sync {tmp_path.name.rpartition('.')[2]}"]
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     # A limit on file sizes makes write() fail midway, as a full disk does; SIGXFSZ must be ignored to get the error.
     path = tmp_path / "file"

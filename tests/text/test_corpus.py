@@ -135,6 +135,12 @@ def test_a_large_file_comes_in_small_pieces(tmp_path: Path) -> None:
     assert len(pieces) >= 11 * 100_000 // (2 * PIECE_BYTES)
 
 
+def test_a_cut_where_a_block_begins_is_found(tmp_path: Path) -> None:
+    long = "x" * PIECE_BYTES
+    path = write(tmp_path / "seam.txt", long + " " + 3 * long)
+    assert list(TextFile(path)) == [long, " " + 3 * long]
+
+
 def test_a_document_of_a_string_is_one_piece() -> None:
     document = Document("name", "é text")
     assert list(document.pieces) == ["é text"]

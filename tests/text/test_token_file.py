@@ -1,5 +1,6 @@
 """Token files hold every token once, whole documents in one split; a file that is not whole is never read."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -181,6 +182,19 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     assert TokenFile(tmp_path).content_hash == before.content_hash
     assert len(list(tmp_path.iterdir())) == 4
     TokenFile(tmp_path).verify()
+
+
+def test_a_disk_that_turns_out_full_late_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where blocks are allocated late (quotas, network disks), only fsync says that there is no space.
+    before = prepare(DOCUMENTS, BYTES, tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        patch.setattr(os, "fsync", full)
+        prepare(DOCUMENTS[:5], BYTES, tmp_path)
+    assert TokenFile(tmp_path).content_hash == before.content_hash
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
