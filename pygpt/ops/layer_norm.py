@@ -71,14 +71,14 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     x = contiguous(x)
     out, (mean, rstd) = torch.empty_like(x), _statistics(x)
-    C.layer_norm_forward(x, None, contiguous(weight), bias, eps, out, None, mean, rstd)
+    C.layer_norm_forward(x, None, contiguous(weight), contiguous(bias), eps, out, None, mean, rstd)
     return out, mean, rstd
 
 
 def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor]:
     x = contiguous(x)
     out = torch.empty_like(x)
-    C.layer_norm_forward(x, None, contiguous(weight), bias, eps, out, None, None, None)
+    C.layer_norm_forward(x, None, contiguous(weight), contiguous(bias), eps, out, None, None, None)
     return (out,)
 
 
@@ -106,7 +106,7 @@ def _add_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, residual = contiguous(x), contiguous(residual)
     out, total, (mean, rstd) = torch.empty_like(x), torch.empty_like(x), _statistics(x)
-    C.layer_norm_forward(x, residual, contiguous(weight), bias, eps, out, total, mean, rstd)
+    C.layer_norm_forward(x, residual, contiguous(weight), contiguous(bias), eps, out, total, mean, rstd)
     return out, total, mean, rstd
 
 

@@ -103,9 +103,12 @@ def _autograd_function(
     return Function
 
 
-def contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is contiguous, else a copy that is."""
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+T = TypeVar("T", Tensor, Tensor | None)
+
+
+def contiguous(tensor: T) -> T:
+    """The tensor itself if it is contiguous, else a copy that is; what is no tensor goes on to the kernel's checks."""
+    return tensor if not isinstance(tensor, Tensor) or tensor.is_contiguous() else tensor.contiguous()
 
 
 def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:

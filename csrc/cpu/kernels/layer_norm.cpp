@@ -22,19 +22,27 @@ namespace {
 constexpr std::int64_t rows_per_group = 64;
 constexpr int chains = 4;
 
-// Σ f(i, count) over the vectors of a row; f gets the first element and the number of lanes that exist there.
+// Σ d and Σ d², side by side.
+template <class V>
+struct Moments {
+    V first, second;
+    static Moments zero() { return {V::zero(), V::zero()}; }
+    friend Moments operator+(Moments a, Moments b) { return {a.first + b.first, a.second + b.second}; }
+};
+
+// Σ f(i, count) over the vectors of a row, lane by lane; f gets the first element and the number of lanes that exist.
 template <class V, class F>
 auto sum_row(std::int64_t width, F f) {
-    V sums[chains] = {V::zero(), V::zero(), V::zero(), V::zero()};
+    using Sum = decltype(f(0, 0));
+    Sum sums[chains] = {Sum::zero(), Sum::zero(), Sum::zero(), Sum::zero()};
     std::int64_t i = 0;
     for (; i + chains * V::lanes <= width; i += chains * V::lanes) {
         for (int chain = 0; chain < chains; ++chain) sums[chain] = sums[chain] + f(i + chain * V::lanes, V::lanes);
     }
     for (int chain = 0; i < width; i += V::lanes, ++chain) {
-        const std::int64_t count = std::min(V::lanes, width - i);
-        sums[chain] = sums[chain] + f(i, count);
+        sums[chain] = sums[chain] + f(i, std::min(V::lanes, width - i));
     }
-    return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 template <class V, class F>
@@ -64,17 +72,20 @@ void forward_rows(const layer_norm::Forward& a, std::int64_t first_row, std::int
             });
             x = sum;
         }
-        const Number mean =
-            sum_row<V>(width, [&](std::int64_t i, std::int64_t count) { return V::load(x + i, count); }) /
-            static_cast<Number>(width);
+        // The first mean may be off by a rounding of the sum; the second pass over the row mends it.
+        const auto per_width = Number(1) / static_cast<Number>(width);
+        const Number first_mean =
+            reduce_add(sum_row<V>(width, [&](std::int64_t i, std::int64_t count) { return V::load(x + i, count); })) *
+            per_width;
+        const V first_mean_v = V::broadcast(first_mean);
+        const Moments<V> moments = sum_row<V>(width, [&](std::int64_t i, std::int64_t count) {
+            const V d = select_first(count, V::load(x + i, count) - first_mean_v, V::zero());
+            return Moments<V>{d, d * d};
+        });
+        const Number correction = reduce_add(moments.first) * per_width;
+        const Number mean = first_mean + correction;
         const V mean_v = V::broadcast(mean);
-        const Number variance = sum_row<V>(width,
-                                           [&](std::int64_t i, std::int64_t count) {
-                                               const V d =
-                                                   select_first(count, V::load(x + i, count) - mean_v, V::zero());
-                                               return d * d;
-                                           }) /
-                                static_cast<Number>(width);
+        const Number variance = std::max(Number(0), reduce_add(moments.second) * per_width - correction * correction);
         const Number rstd = Number(1) / std::sqrt(variance + static_cast<Number>(a.eps));
         const V rstd_v = V::broadcast(rstd);
         Storage* out = row_of<Storage>(a.out, row, width);
@@ -111,11 +122,10 @@ void backward_rows(const layer_norm::Backward& a, std::int64_t first_row, std::i
         const auto scaled = [&](std::int64_t i, std::int64_t count) {
             return V::load(grad_out + i, count) * V::load(weight + i, count);
         };
-        const V mean_g = V::broadcast(sum_row<V>(width, scaled)) * per_width;
-        const V mean_gn =
-            V::broadcast(sum_row<V>(
-                width, [&](std::int64_t i, std::int64_t count) { return scaled(i, count) * normalised(i, count); })) *
-            per_width;
+        const V mean_g = V::broadcast(reduce_add(sum_row<V>(width, scaled))) * per_width;
+        const V sum_gn = sum_row<V>(
+            width, [&](std::int64_t i, std::int64_t count) { return scaled(i, count) * normalised(i, count); });
+        const V mean_gn = V::broadcast(reduce_add(sum_gn)) * per_width;
         Storage* grad_x = row_of<Storage>(a.grad_x, row, width);
         const Storage* grad_sum = a.grad_sum ? row_of<Storage>(*a.grad_sum, row, width) : nullptr;
         each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
