@@ -23,3 +23,13 @@ hypothesis.settings.load_profile("pygpt")
 def generator() -> torch.Generator:
     """A random generator with a fresh, printed seed."""
     return random_generator()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the nightly tests out, unless ``-m`` asks for them."""
+    if "nightly" in config.option.markexpr:
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
