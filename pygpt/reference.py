@@ -85,13 +85,14 @@ def visible_keys(
     query_start: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     window: int | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Which key each query may see by position: bool (batch, q_time, k_time). Masks and biases come on top."""
-    i = torch.arange(q_time).view(1, q_time, 1)
-    j = torch.arange(k_time).view(1, 1, k_time)
-    seen = torch.ones(batch, q_time, k_time, dtype=torch.bool)
+    i = torch.arange(q_time, device=device).view(1, q_time, 1)
+    j = torch.arange(k_time, device=device).view(1, 1, k_time)
+    seen = torch.ones(batch, q_time, k_time, dtype=torch.bool, device=device)
     if cu_seqlens is not None:
-        document = torch.searchsorted(cu_seqlens, torch.arange(k_time), right=True)
+        document = torch.searchsorted(cu_seqlens, j.flatten(), right=True)
         seen &= document.view(1, q_time, 1) == document.view(1, 1, k_time)
         diagonal = i
     elif query_start is not None:
@@ -148,13 +149,16 @@ def attention(
         query_start=query_start,
         cu_seqlens=cu_seqlens,
         window=window,
-    ).view(batch, 1, q_time, k_time)
+        device=q.device,
+    ).unsqueeze(1)
     seen = seen.expand(batch, heads, q_time, k_time)
     if mask is not None:
         seen = seen & mask
 
     # Memory that nobody sees may hold anything, NaN included.
-    seen_keys = seen.view(batch, kv_heads, -1, q_time, k_time).any(dim=2).any(dim=2)  # (batch, kv_heads, k_time)
+    seen_keys = (
+        seen.view(batch, kv_heads, heads // kv_heads, q_time, k_time).any(dim=2).any(dim=2)
+    )  # (batch, kv_heads, k_time)
     unseen = ~seen_keys.transpose(1, 2).unsqueeze(-1)
     k, v = (_double(t).masked_fill(unseen, 0).repeat_interleave(heads // kv_heads, dim=2) for t in (k, v))
 
@@ -169,7 +173,7 @@ def attention(
     lse = torch.logsumexp(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind.squeeze(-1), -math.inf)
     kept = weights if keep is None else weights * keep / (1 - dropout)
     out = torch.einsum("bhij,bjhd->bihd", kept, v)
-    extras = (*((weights.detach(),) if return_weights else ()), *((lse.detach(),) if return_lse else ()))
+    extras = (*((weights.detach(),) if return_weights else ()), *((lse,) if return_lse else ()))
     return (out, *extras) if extras else out
 
 
@@ -245,6 +249,16 @@ def adamw(
     exp_avg_sq = betas[1] * _double(exp_avg_sq) + (1 - betas[1]) * grad * grad
     mean, variance = exp_avg / (1 - betas[0] ** step), exp_avg_sq / (1 - betas[1] ** step)
     return param - lr * mean / (variance.sqrt() + eps), exp_avg, exp_avg_sq
+
+
+def repetition_penalty(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
+    """What ``generate`` does first: the logit of each token in ``history`` is divided by ``penalty`` if positive, else
+    multiplied by it. logits (vocab,), history (tokens,) int64. Keskar et al., "CTRL", 2019, section 4.1.
+    """
+    logits = _double(logits).clone()
+    for token in set(history.tolist()):
+        logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+    return logits
 
 
 def sample(
