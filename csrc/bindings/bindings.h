@@ -6,6 +6,10 @@
 
 namespace pygpt::bindings {
 
+void add_add(pybind11::module_& module);
+void add_cross_entropy(pybind11::module_& module);
+void add_dropout(pybind11::module_& module);
+void add_embedding(pybind11::module_& module);
 void add_layer_norm(pybind11::module_& module);
 
 }  // namespace pygpt::bindings

@@ -46,6 +46,10 @@ PYBIND11_MODULE(_C, module) {
     module.def("forced", [](const std::string& op) { return name_or_none(Op::find(op).forced()); }, py::arg("op"));
     module.def(
         "last_used", [](const std::string& op) { return name_or_none(Op::find(op).last_used()); }, py::arg("op"));
+    add_add(module);
+    add_cross_entropy(module);
+    add_dropout(module);
+    add_embedding(module);
     add_layer_norm(module);
 }
 

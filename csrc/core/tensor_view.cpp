@@ -78,6 +78,15 @@ std::string shape_text(const TensorView& tensor) {
     return out + ")";
 }
 
+std::string place_text(const TensorView& tensor, std::int64_t element) {
+    std::string out;
+    for (int i = tensor.dimensions - 1; i >= 0; --i) {
+        out = std::to_string(element % tensor.shape[i]) + (out.empty() ? "" : ", ") + out;
+        element /= tensor.shape[i];
+    }
+    return out.empty() ? out : "[" + out + "]";
+}
+
 std::string device_text(const Device& device) {
     return device.type == DeviceType::cpu ? "cpu" : text("cuda:", device.index);
 }

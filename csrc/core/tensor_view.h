@@ -31,8 +31,9 @@ struct TensorView {
 std::int64_t elements(const TensorView& tensor);
 bool is_contiguous(const TensorView& tensor);
 bool same_shape(const TensorView& a, const TensorView& b);
-std::string shape_text(const TensorView& tensor);  // "(2, 3)"
-std::string device_text(const Device& device);     // "cpu", "cuda:0"
+std::string shape_text(const TensorView& tensor);                        // "(2, 3)"
+std::string place_text(const TensorView& tensor, std::int64_t element);  // "[1, 0]"; "" where there are no dimensions
+std::string device_text(const Device& device);                           // "cpu", "cuda:0"
 
 }  // namespace pygpt
 

@@ -3,9 +3,31 @@
 #define PYGPT_CPU_KERNELS_H
 
 #include "cpu/features.h"
+#include "ops/add.h"
+#include "ops/cross_entropy.h"
+#include "ops/dropout.h"
+#include "ops/embedding.h"
 #include "ops/layer_norm.h"
 
 namespace pygpt::cpu {
+
+template <Isa isa>
+void add_forward(const add::Forward& arguments);
+template <Isa isa>
+void add_backward(const add::Backward& arguments);
+
+template <Isa isa>
+void cross_entropy_forward(const cross_entropy::Forward& arguments);
+template <Isa isa>
+void cross_entropy_backward(const cross_entropy::Backward& arguments);
+
+template <Isa isa>
+void dropout_forward(const dropout::Forward& arguments);
+
+template <Isa isa>
+void embedding_forward(const embedding::Forward& arguments);
+template <Isa isa>
+void embedding_backward(const embedding::Backward& arguments);
 
 template <Isa isa>
 void layer_norm_forward(const layer_norm::Forward& arguments);

@@ -45,4 +45,27 @@ void contiguous(const Named& argument) {
     throw ValueError(text(argument.name, " must be contiguous, but has shape ", shape_text(argument.tensor)));
 }
 
+void like(const Named& argument, const Named& model) {
+    if (!same_shape(argument.tensor, model.tensor)) {
+        throw ValueError(text(argument.name, " must have the shape of ", model.name, ", ", shape_text(model.tensor),
+                              ", but has ", shape_text(argument.tensor)));
+    }
+    dtype_is(argument, model.tensor.dtype, text("the dtype of ", model.name).c_str());
+    on_device(argument, model.tensor.device, text("where ", model.name, " is").c_str());
+    contiguous(argument);
+}
+
+void indices_in(const Named& argument, std::int64_t limit, std::optional<std::int64_t> except, const char* limit_is) {
+    const TensorView& tensor = argument.tensor;
+    if (tensor.device.type != DeviceType::cpu) return;
+    const auto* values = static_cast<const std::int64_t*>(tensor.data);
+    const std::int64_t count = elements(tensor);
+    for (std::int64_t i = 0; i < count; ++i) {
+        if ((values[i] >= 0 && values[i] < limit) || values[i] == except) continue;
+        throw ValueError(text(argument.name, place_text(tensor, i), " is ", values[i],
+                              ", but must be at least 0 and less than ", limit, ", ", limit_is,
+                              except ? text(", or ", *except) : ""));
+    }
+}
+
 }  // namespace pygpt::check

@@ -3,6 +3,7 @@
 #define PYGPT_OPS_CHECK_H
 
 #include <initializer_list>
+#include <optional>
 
 #include "core/error.h"
 #include "core/tensor_view.h"
@@ -20,6 +21,11 @@ void on_device(const Named& argument, const Device& device, const char* because)
 void shape_is(const Named& argument, std::initializer_list<std::int64_t> shape, const char* because);
 void dimensions_are(const Named& argument, int dimensions, const char* form);
 void contiguous(const Named& argument);
+void like(const Named& argument, const Named& model);  // shape, dtype and device of the model; contiguous
+
+// That every value of a contiguous int64 tensor is in 0..limit-1 or equals `except`; the first that is not is named
+// with its place. `limit_is` says what the limit is. Values are read on the CPU only: elsewhere kernels stay in bounds.
+void indices_in(const Named& argument, std::int64_t limit, std::optional<std::int64_t> except, const char* limit_is);
 
 }  // namespace pygpt::check
 

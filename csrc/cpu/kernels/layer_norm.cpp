@@ -10,17 +10,14 @@
 // residual) and writing y. Forward tasks are groups of rows. Backward tasks are groups of `rows_per_group` rows, cut by
 // the number of rows alone; each sums its own partial grad_weight and grad_bias, and these are added in order.
 // Sums along a row run in `chains` vectors of accumulators, so that the adder's latency is hidden.
-#include <algorithm>
-
 #include "cpu/kernels.h"
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/rows.h"
 #include "cpu/thread_pool.h"
 
 namespace pygpt::cpu {
 namespace {
 
 constexpr std::int64_t rows_per_group = 64;
-constexpr int chains = 4;
 
 // Σ d and Σ d², side by side.
 template <class V>
@@ -29,31 +26,6 @@ struct Moments {
     static Moments zero() { return {V::zero(), V::zero()}; }
     friend Moments operator+(Moments a, Moments b) { return {a.first + b.first, a.second + b.second}; }
 };
-
-// Σ f(i, count) over the vectors of a row, lane by lane; f gets the first element and the number of lanes that exist.
-template <class V, class F>
-auto sum_row(std::int64_t width, F f) {
-    using Sum = decltype(f(0, 0));
-    Sum sums[chains] = {Sum::zero(), Sum::zero(), Sum::zero(), Sum::zero()};
-    std::int64_t i = 0;
-    for (; i + chains * V::lanes <= width; i += chains * V::lanes) {
-        for (int chain = 0; chain < chains; ++chain) sums[chain] = sums[chain] + f(i + chain * V::lanes, V::lanes);
-    }
-    for (int chain = 0; i < width; i += V::lanes, ++chain) {
-        sums[chain] = sums[chain] + f(i, std::min(V::lanes, width - i));
-    }
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-template <class V, class F>
-void each_vector(std::int64_t width, F f) {
-    for (std::int64_t i = 0; i < width; i += V::lanes) f(i, std::min(V::lanes, width - i));
-}
-
-template <class T>
-T* row_of(const TensorView& tensor, std::int64_t row, std::int64_t width) {
-    return static_cast<T*>(tensor.data) + row * width;
-}
 
 template <class Storage, class Parameter>
 void forward_rows(const layer_norm::Forward& a, std::int64_t first_row, std::int64_t last_row) {

@@ -33,6 +33,10 @@ struct LogSumExp {
         }
     }
     Number value() const { return maximum + std::log(sum); }
+
+    // -log softmax of the logit x of this row; in this order, so that the small loss of a sure prediction keeps its
+    // digits.
+    Number loss(Number x) const { return (maximum - x) + std::log(sum); }
 };
 
 // One block: `count` logits, 0 to softmax_block.

@@ -1,0 +1,53 @@
+#include "ops/cross_entropy.h"
+
+#include "bindings/bindings.h"
+#include "bindings/tensors.h"
+#include "core/error.h"
+
+namespace pygpt::bindings {
+namespace {
+
+cross_entropy::Reduction reduction_named(const std::string& name) {
+    if (name == "none") return cross_entropy::Reduction::none;
+    if (name == "sum") return cross_entropy::Reduction::sum;
+    if (name == "mean") return cross_entropy::Reduction::mean;
+    throw ValueError(text("reduction must be \"mean\", \"sum\" or \"none\", but is \"", name, "\""));
+}
+
+void forward(py::handle logits, py::handle targets, std::int64_t ignore_index, const std::string& reduction,
+             py::handle loss, py::handle log_sum_exp) {
+    const cross_entropy::Forward arguments{
+        .logits = view(logits, "logits"),
+        .targets = view(targets, "targets"),
+        .ignore_index = ignore_index,
+        .reduction = reduction_named(reduction),
+        .loss = view(loss, "loss"),
+        .log_sum_exp = optional_view(log_sum_exp, "log_sum_exp"),
+    };
+    call([&] { cross_entropy::forward(arguments); });
+}
+
+void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::handle log_sum_exp,
+              std::int64_t ignore_index, const std::string& reduction, py::handle grad_logits) {
+    const cross_entropy::Backward arguments{
+        .grad_loss = view(grad_loss, "grad_loss"),
+        .logits = view(logits, "logits"),
+        .targets = view(targets, "targets"),
+        .log_sum_exp = view(log_sum_exp, "log_sum_exp"),
+        .ignore_index = ignore_index,
+        .reduction = reduction_named(reduction),
+        .grad_logits = view(grad_logits, "grad_logits"),
+    };
+    call([&] { cross_entropy::backward(arguments); });
+}
+
+}  // namespace
+
+void add_cross_entropy(py::module_& module) {
+    module.def("cross_entropy_forward", &forward, py::arg("logits"), py::arg("targets"), py::arg("ignore_index"),
+               py::arg("reduction"), py::arg("loss"), py::arg("log_sum_exp"));
+    module.def("cross_entropy_backward", &backward, py::arg("grad_loss"), py::arg("logits"), py::arg("targets"),
+               py::arg("log_sum_exp"), py::arg("ignore_index"), py::arg("reduction"), py::arg("grad_logits"));
+}
+
+}  // namespace pygpt::bindings

@@ -1,0 +1,59 @@
+// Sum of two tensors, the second repeated over leading dimensions. x (R, W), y (W,) -> out (R, W)
+//
+// Forward: tasks are runs of elements of one part of x. Backward: grad_y[i] = Σ_r grad_out[r, i]; tasks are runs of
+// columns, each column has one owner, who sums in order of r. Both floors are reading and writing each element once.
+#include "cpu/kernels.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/thread_pool.h"
+
+namespace pygpt::cpu {
+namespace {
+
+constexpr std::int64_t elements_per_task = 8192;
+constexpr std::int64_t columns_per_task = 256;
+
+}  // namespace
+
+template <>
+void add_forward<this_isa>(const add::Forward& a) {
+    with_storage(a.x.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        using V = Vec<compute_t<Storage>>;
+        const std::int64_t runs = (a.width + elements_per_task - 1) / elements_per_task;  // of a part
+        // Parts smaller than a run share a task, so that a narrow y costs no task a row.
+        const std::int64_t parts = std::max<std::int64_t>(1, elements_per_task / std::max<std::int64_t>(1, a.width));
+        parallel_for((a.repeats + parts - 1) / parts * runs, [&](std::int64_t task) {
+            const std::int64_t first = task % runs * elements_per_task;
+            const std::int64_t count = std::min(elements_per_task, a.width - first);
+            const Storage* y = static_cast<const Storage*>(a.y.data) + first;
+            const std::int64_t first_part = task / runs * parts;
+            for (std::int64_t part = first_part; part < std::min(first_part + parts, a.repeats); ++part) {
+                const Storage* x = row_of<Storage>(a.x, part, a.width) + first;
+                Storage* out = row_of<Storage>(a.out, part, a.width) + first;
+                each_vector<V>(count, [&](std::int64_t i, std::int64_t lanes) {
+                    (V::load(x + i, lanes) + V::load(y + i, lanes)).store(out + i, lanes);
+                });
+            }
+        });
+    });
+}
+
+template <>
+void add_backward<this_isa>(const add::Backward& a) {
+    with_storage(a.grad_out.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        using V = Vec<compute_t<Storage>>;
+        parallel_for((a.width + columns_per_task - 1) / columns_per_task, [&](std::int64_t task) {
+            const std::int64_t first = task * columns_per_task;
+            const auto* grad_out = static_cast<const Storage*>(a.grad_out.data) + first;
+            auto* grad_y = static_cast<Storage*>(a.grad_y.data) + first;
+            each_vector<V>(std::min(columns_per_task, a.width - first), [&](std::int64_t i, std::int64_t lanes) {
+                sum_of_rows<V>(a.repeats, [&](std::int64_t r) {
+                    return V::load(grad_out + r * a.width + i, lanes);
+                }).store(grad_y + i, lanes);
+            });
+        });
+    });
+}
+
+}  // namespace pygpt::cpu

@@ -1,0 +1,110 @@
+// Cross-entropy, forward and backward. logits (R, V), targets (R,) -> a loss for each row, or their sum or mean
+//
+// Forward, per row:   loss = log Σ exp(x) - x[target]
+// Backward, per row:  grad_x = (exp(x - log Σ exp(x)) - [column = target]) · g, g = the gradient of the row's loss
+//
+// Tasks are rows (several where they are short). The forward reads each logit from memory once and again from L1, and
+// keeps one number a row for the backward, which reads and writes each element once: those are the floors. The sum over
+// rows runs in their order, in double.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/softmax_row.h"
+#include "cpu/thread_pool.h"
+
+namespace pygpt::cpu {
+namespace {
+
+constexpr std::int64_t elements_per_task = 32768;
+
+// f(row) for every row.
+template <class F>
+void each_row(std::int64_t rows, std::int64_t vocabulary, F f) {
+    const std::int64_t rows_per_task = std::max<std::int64_t>(1, elements_per_task / vocabulary);
+    parallel_for((rows + rows_per_task - 1) / rows_per_task, [&](std::int64_t task) {
+        const std::int64_t first = task * rows_per_task;
+        for (std::int64_t row = first; row < std::min(first + rows_per_task, rows); ++row) f(row);
+    });
+}
+
+std::int64_t rows_that_count(const TensorView& targets, std::int64_t rows, std::int64_t ignore_index) {
+    const auto* target = static_cast<const std::int64_t*>(targets.data);
+    return rows - std::count(target, target + rows, ignore_index);
+}
+
+template <class Storage>
+void forward_typed(const cross_entropy::Forward& a) {
+    using Number = compute_t<Storage>;
+    using cross_entropy::Reduction;
+    const auto* targets = static_cast<const std::int64_t*>(a.targets.data);
+    const Scratch scratch(a.reduction == Reduction::none ? 0 : static_cast<std::size_t>(a.rows) * sizeof(Number));
+    auto* losses = static_cast<Number*>(a.reduction == Reduction::none ? a.loss.data : scratch.data());
+    auto* kept = a.log_sum_exp ? static_cast<Number*>(a.log_sum_exp->data) : nullptr;
+    each_row(a.rows, a.vocabulary, [&](std::int64_t row) {
+        const std::int64_t target = targets[row];
+        if (target == a.ignore_index) {
+            losses[row] = 0;
+            if (kept) kept[row] = 0;
+            return;
+        }
+        const Storage* logits = row_of<Storage>(a.logits, row, a.vocabulary);
+        const auto exponentials = log_sum_exp<Vec<Number>>(logits, a.vocabulary);
+        losses[row] = exponentials.loss(read(logits + target));
+        if (kept) kept[row] = exponentials.value();
+    });
+    if (a.reduction == Reduction::none) return;
+    double sum = 0;
+    for (std::int64_t row = 0; row < a.rows; ++row) sum += losses[row];
+    const std::int64_t count = rows_that_count(a.targets, a.rows, a.ignore_index);
+    if (a.reduction == Reduction::mean && count > 0) sum /= static_cast<double>(count);
+    *static_cast<Number*>(a.loss.data) = static_cast<Number>(sum);
+}
+
+template <class Storage>
+void backward_typed(const cross_entropy::Backward& a) {
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+    using cross_entropy::Reduction;
+    const auto* targets = static_cast<const std::int64_t*>(a.targets.data);
+    const auto* grad_loss = static_cast<const Number*>(a.grad_loss.data);
+    const auto* log_sum_exp = static_cast<const Number*>(a.log_sum_exp.data);
+    Number shared = 0;  // the gradient of each row's loss, where they have one in common
+    if (a.reduction != Reduction::none) shared = *grad_loss;
+    if (a.reduction == Reduction::mean) {
+        const std::int64_t count = rows_that_count(a.targets, a.rows, a.ignore_index);
+        shared = count > 0 ? shared / static_cast<Number>(count) : Number(0);
+    }
+    each_row(a.rows, a.vocabulary, [&](std::int64_t row) {
+        const std::int64_t target = targets[row];
+        const Storage* logits = row_of<Storage>(a.logits, row, a.vocabulary);
+        Storage* grad_logits = row_of<Storage>(a.grad_logits, row, a.vocabulary);
+        if (target == a.ignore_index) {
+            std::memset(static_cast<void*>(grad_logits), 0, static_cast<std::size_t>(a.vocabulary) * sizeof(Storage));
+            return;
+        }
+        const Number grad = a.reduction == Reduction::none ? grad_loss[row] : shared;
+        const V grad_v = V::broadcast(grad);
+        const V shift = V::broadcast(log_sum_exp[row]);
+        each_vector<V>(a.vocabulary, [&](std::int64_t i, std::int64_t lanes) {
+            (exp(V::load(logits + i, lanes) - shift) * grad_v).store(grad_logits + i, lanes);
+        });
+        const V at_target = exp(V::broadcast(read(logits + target)) - shift) - V::broadcast(Number(1));
+        (at_target * grad_v).store(grad_logits + target, 1);
+    });
+}
+
+}  // namespace
+
+template <>
+void cross_entropy_forward<this_isa>(const cross_entropy::Forward& a) {
+    with_storage(a.logits.dtype, [&](auto storage) { forward_typed<decltype(storage)>(a); });
+}
+
+template <>
+void cross_entropy_backward<this_isa>(const cross_entropy::Backward& a) {
+    with_storage(a.logits.dtype, [&](auto storage) { backward_typed<decltype(storage)>(a); });
+}
+
+}  // namespace pygpt::cpu

@@ -1,0 +1,72 @@
+// Loops over the elements of a row, in vectors of the instruction set that this translation unit is compiled for.
+#ifndef PYGPT_CPU_KERNELS_ROWS_H
+#define PYGPT_CPU_KERNELS_ROWS_H
+
+#include <algorithm>
+
+#include "core/tensor_view.h"
+#include "cpu/kernels/simd.h"
+
+namespace pygpt::cpu {
+namespace {
+
+// f(i, count) for each vector of a row: its first element and the number of lanes that exist there.
+template <class V, class F>
+void each_vector(std::int64_t width, F f) {
+    for (std::int64_t i = 0; i < width; i += V::lanes) f(i, std::min(V::lanes, width - i));
+}
+
+constexpr int chains = 4;  // accumulators side by side, so that the adder's latency is hidden
+
+// Σ f(i, count) over the vectors of a row, lane by lane.
+template <class V, class F>
+auto sum_row(std::int64_t width, F f) {
+    using Sum = decltype(f(0, 0));
+    Sum sums[chains] = {Sum::zero(), Sum::zero(), Sum::zero(), Sum::zero()};
+    std::int64_t i = 0;
+    for (; i + chains * V::lanes <= width; i += chains * V::lanes) {
+        for (int chain = 0; chain < chains; ++chain) sums[chain] = sums[chain] + f(i + chain * V::lanes, V::lanes);
+    }
+    for (int chain = 0; i < width; i += V::lanes, ++chain) {
+        sums[chain] = sums[chain] + f(i, std::min(V::lanes, width - i));
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Σ of `count` vectors row(0), row(1), ..., in groups of 64 whose sums are then added in order: the error grows with
+// the larger of the two counts, not with their product.
+template <class V, class F>
+V sum_of_rows(std::int64_t count, F row) {
+    constexpr std::int64_t group = 64;
+    V total = V::zero();
+    for (std::int64_t first = 0; first < count; first += group) {
+        V sum = row(first);
+        for (std::int64_t r = first + 1; r < std::min(first + group, count); ++r) sum = sum + row(r);
+        total = total + sum;
+    }
+    return total;
+}
+
+template <class T>
+T* row_of(const TensorView& tensor, std::int64_t row, std::int64_t width) {
+    return static_cast<T*>(tensor.data) + row * width;
+}
+
+// f(Storage{}) for the stored type that a dtype names. The table of implementations sends float64 to the scalar set.
+template <class F>
+void with_storage(DType dtype, F f) {
+    switch (dtype) {
+        case DType::bfloat16:
+            return f(bfloat16{});
+        case DType::float64:
+            if constexpr (this_isa == Isa::scalar) return f(double{});
+            return;
+        default:
+            return f(float{});
+    }
+}
+
+}  // namespace
+}  // namespace pygpt::cpu
+
+#endif
