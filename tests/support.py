@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -102,3 +102,31 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def gradients(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor | None], grad_outs: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of function(*inputs) and the gradients of the tensors among its inputs."""
+    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
+    outputs = function(*leaves)
+    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+    grads = torch.autograd.grad(outputs, [x for x in leaves if x is not None], grad_outs)
+    return [y.detach() for y in outputs], list(grads)
+
+
+def assert_bits_hold(run: Callable[[], Sequence[Tensor]], what: str) -> None:
+    """Fail unless run() gives the same bytes on every number of threads, and when the caller flushes denormals."""
+    with threads(1):
+        expected = run()
+    for count in THREAD_COUNTS[1:]:
+        with threads(count):
+            for i, (a, b) in enumerate(zip(expected, run(), strict=True)):
+                assert_same_bits(a, b, f"{what}, result {i}, {count} threads against 1")
+    assert torch.set_flush_denormal(True)
+    try:
+        flushed = run()
+    finally:
+        torch.set_flush_denormal(False)
+    for i, (a, b) in enumerate(zip(expected, flushed, strict=True)):
+        assert_same_bits(a, b, f"{what}, result {i}, denormals flushed by the caller")

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor
 
 import pygpt
 from pygpt import ops, reference
@@ -14,21 +13,13 @@ from tests.support import (
     assert_accurate,
     assert_same_bits,
     dtypes_of,
+    gradients,
     normal,
     random_generator,
     strided,
     threads,
     unaligned,
 )
-
-
-def gradients(function, inputs: list[Tensor | None], grad_outs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs of function(*inputs) and the gradients of the tensors among its inputs."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
-    outputs = function(*leaves)
-    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    grads = torch.autograd.grad(outputs, [x for x in leaves if x is not None], grad_outs)
-    return [y.detach() for y in outputs], list(grads)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
