@@ -24,12 +24,11 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pygpt.files import atomic_path, atomic_write_json, read_json
 from pygpt.text.corpus import Document, Source, load_corpus
 from pygpt.text.permutation import permuted
+from pygpt.text.progress import tracked
 from pygpt.text.tokenizer import Tokenizer
 
 Tokens: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
@@ -82,10 +81,11 @@ def prepare(
 ) -> PrepareReport:
     """Tokenise documents and write them as token files, split into training and validation.
 
-    Whole documents, drawn by ``seed``, go to validation, as many as fit into its share. If none fits (there is one, or
-    a few long ones), the end of the longest becomes the validation split. Within a split, documents keep their order;
-    after each comes the tokenizer's end-of-document token, if it has one. Memory does not grow with the text (8 bytes
-    a document); while it runs, the tokens take twice their space on the disk.
+    Whole documents, drawn by ``seed``, go to validation, as many as fit into its share. If they do not fill half of it
+    (there is one document, or long ones beside a few short ones), the end of the longest becomes the validation split
+    instead. Within a split, documents keep their order; after each comes the tokenizer's end-of-document token, if it
+    has one. Memory grows with the number of documents, not with their text; while it runs, the tokens take twice their
+    space on the disk.
 
     Args:
         sources: what :func:`~pygpt.text.load_corpus` takes, or documents.
@@ -112,7 +112,7 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as spool:  # nameless: no crash leaves it behind
             counts = _Counts()
-            for tokens, ends in _encode(documents, tokenizer, dtype, counts, progress):
+            for tokens, ends in _encode(tracked(documents, "tokenising", progress), tokenizer, dtype, counts):
                 spool.write(tokens.tobytes())
                 boundaries.extend(ends)
             spool.flush()
@@ -242,34 +242,28 @@ def _as_documents(sources: Source | Sequence[Source] | Iterable[Document] | None
 
 
 def _encode(
-    documents: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype[Any], counts: _Counts, progress: bool
+    documents: Iterable[Document], tokenizer: Tokenizer, dtype: np.dtype[Any], counts: _Counts
 ) -> Iterator[tuple[Tokens, list[int]]]:
     """Yield runs of tokens, with the places (counted from the first run's start) where documents end in each."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     separator = [] if tokenizer.end_of_document is None else [tokenizer.end_of_document]
     written, document_start = 0, 0
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("tokenising", total=sum(document.size_bytes for document in documents))
-        for pieces in _batches(documents):
-            texts = [piece for piece in pieces if piece is not None]
-            encoded = iter(tokenizer.encode_batch(texts))
-            tokens: list[int] = []
-            ends: list[int] = []
-            for piece in pieces:
-                if piece is not None:
-                    tokens += next(encoded)
-                elif written + len(tokens) > document_start:
-                    tokens += separator
-                    document_start = written + len(tokens)
-                    ends.append(document_start)
-                else:
-                    counts.empty += 1
-            written += len(tokens)
-            size = sum(len(text.encode("utf-8")) for text in texts)
-            counts.bytes += size
-            bar.advance(task, size)
-            yield np.asarray(tokens, dtype), ends
+    for pieces in _batches(documents):
+        texts = [piece for piece in pieces if piece is not None]
+        counts.bytes += sum(len(text.encode("utf-8", "replace")) for text in texts)
+        encoded = iter(tokenizer.encode_batch(texts))
+        tokens: list[int] = []
+        ends: list[int] = []
+        for piece in pieces:
+            if piece is not None:
+                tokens += next(encoded)
+            elif written + len(tokens) > document_start:
+                tokens += separator
+                document_start = written + len(tokens)
+                ends.append(document_start)
+            else:
+                counts.empty += 1
+        written += len(tokens)
+        yield np.asarray(tokens, dtype), ends
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[str | None]]:
@@ -288,7 +282,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[str | None]]:
 
 
 def _split(boundaries: Boundaries, fraction: float, seed: int) -> tuple[Boundaries, npt.NDArray[np.bool_]]:
-    """Choose the documents for validation; where none is short enough, the last one cut in two.
+    """Choose the documents for validation, or the end of the longest.
 
     Returns: the boundaries (with one more where a document was cut), and per document whether it is for validation.
     """
@@ -302,11 +296,12 @@ def _split(boundaries: Boundaries, fraction: float, seed: int) -> tuple[Boundari
         if lengths[index] <= left:
             chosen[index] = True
             left -= int(lengths[index])
-    if chosen.any():
+    if left <= share / 2:
         return boundaries, chosen
-    longest = int(lengths.argmax())
-    boundaries = np.insert(boundaries, longest + 1, boundaries[longest + 1] - share)
-    return boundaries, np.arange(len(boundaries) - 1) == longest + 1
+    longest = int(lengths.argmax())  # more than half the share, or it would have been chosen
+    start = max(boundaries[longest], boundaries[longest + 1] - share)
+    boundaries = np.unique(np.append(boundaries, start))
+    return boundaries, boundaries[:-1] == start
 
 
 def _write(

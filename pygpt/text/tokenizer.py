@@ -22,6 +22,7 @@ from tokenizers.trainers import BpeTrainer
 
 from pygpt.files import atomic_write_json, atomic_write_text, read_json
 from pygpt.text.corpus import Document
+from pygpt.text.progress import tracked
 
 END_OF_TEXT = "<|endoftext|>"
 """How GPT-2 writes its end-of-document token. In BPE, this text encodes to that token."""
@@ -347,17 +348,21 @@ class BPETokenizer(Tokenizer):
         return {"vocab": model["vocab"], "merges": model["merges"], "special": self._special}
 
 
-def make_tokenizer(kind: str, documents: Iterable[Document], vocab_size: int | None = None) -> Tokenizer:
+def make_tokenizer(
+    kind: str, documents: Iterable[Document], vocab_size: int | None = None, progress: bool = True
+) -> Tokenizer:
     """Train or load the tokenizer that a command line names.
 
     Args:
         kind: ``"characters"``, ``"bytes"``, ``"bpe"``, or a folder that holds a tokenizer.
         documents: the corpus that characters and BPE are trained on.
         vocab_size: BPE's; None means 4096.
+        progress: show a progress bar on a terminal while the documents are read.
 
     Raises: ValueError for another name, an empty corpus, or a ``vocab_size`` that is not the tokenizer's to choose;
         FileNotFoundError and ValueError as :meth:`Tokenizer.load`.
     """
+    documents = tracked(documents, "reading for the tokenizer", progress)
     if kind == "bpe":
         return BPETokenizer.train(documents, 4096 if vocab_size is None else vocab_size)
     if vocab_size is not None:

@@ -53,6 +53,7 @@ def test_every_text_is_in_one_split_whole_or_the_longest_is_cut(
             TokenFile(folder, "validation")
         assert decoded(folder, "train") == full
         return
+    assert report.validation_tokens >= int(fraction * report.tokens) / 2
     for split in SPLITS:
         TokenFile(folder, split, BYTES).verify()  # type: ignore[arg-type]
     train, validation = (decoded(folder, split) for split in SPLITS)
@@ -65,7 +66,7 @@ def test_every_text_is_in_one_split_whole_or_the_longest_is_cut(
             assert all(text in remaining for text in split)
     else:
         assert len(validation) == 1
-        assert report.validation_tokens == int(fraction * report.tokens)
+        assert report.validation_tokens == int(fraction * report.tokens) < max(len(text.encode()) for text in full) + 1
         tokens = np.concatenate([TokenFile(folder, "train").tokens, TokenFile(folder, "validation").tokens])
         assert sorted(tokens) == sorted(token for text in full for token in [*text.encode(), 256])
 
@@ -75,6 +76,23 @@ def test_one_document_is_split_by_position(tmp_path: Path) -> None:
     assert (report.train_tokens, report.validation_tokens) == (901, 100)
     assert decoded(tmp_path, "train") == ["0123456789" * 90 + "0"]
     assert TokenFile(tmp_path, "validation").tokens[-1] == 256
+
+
+def test_short_documents_alone_are_no_validation_split(tmp_path: Path) -> None:
+    documents = [Document("short", "abc"), Document("play", "x" * 1000), Document("note", "d" * 10)]
+    prepare(documents, BYTES, tmp_path, 0.1)
+    assert decoded(tmp_path, "validation") == ["x" * 100]
+    assert decoded(tmp_path, "train") == ["abc", "x" * 900, "d" * 10]
+
+
+def test_a_document_of_about_the_share_goes_whole(tmp_path: Path) -> None:
+    documents = [
+        Document(str(i), letter * length) for i, (letter, length) in enumerate([("a", 19), ("b", 99), ("c", 79)])
+    ]
+    for seed in range(10):
+        report = prepare(documents, BYTES, tmp_path, 0.5, seed)
+        assert report.validation_tokens in (80, 100)
+        assert sorted(decoded(tmp_path, "train") + decoded(tmp_path, "validation")) == [d.text for d in documents]
 
 
 def test_the_same_input_gives_the_same_bytes_and_hash(tmp_path: Path) -> None:

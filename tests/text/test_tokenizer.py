@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pygpt.text import BPETokenizer, ByteTokenizer, CharTokenizer, Document, Tokenizer, make_tokenizer
@@ -63,6 +63,7 @@ KINDS = ("characters", "bytes", "bpe")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@settings(max_examples=200)
 @given(text=st.text())
 def test_any_text_survives(made: dict[str, Tokenizer], kind: str, text: str) -> None:
     tokens = made[kind].encode(text)
@@ -77,6 +78,7 @@ def test_text_over_the_vocabulary_survives_characters(made: dict[str, Tokenizer]
     assert made["characters"].decode(tokens) == text
 
 
+@settings(max_examples=200)
 @given(text=st.text())
 def test_any_text_survives_gpt2(gpt2: Tokenizer, text: str) -> None:
     assert gpt2.decode(gpt2.encode(text)) == text
@@ -211,6 +213,39 @@ def test_saved_and_loaded_it_is_the_same(made: dict[str, Tokenizer], kind: str, 
 def test_gpt2_is_the_same_from_either_of_its_forms(gpt2: Tokenizer, tmp_path: Path) -> None:
     gpt2.save(tmp_path)
     assert Tokenizer.load(tmp_path).fingerprint == gpt2.fingerprint
+
+
+def test_gpt2_is_read_as_the_hub_has_it(gpt2: Tokenizer, tmp_path: Path) -> None:
+    gpt2.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    model = content["model"]
+    model = {
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "vocab": model["vocab"],
+        "merges": [" ".join(merge) for merge in model["merges"]],
+    }
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    content = {
+        "version": "1.0",
+        "truncation": truncation,
+        "padding": None,
+        "added_tokens": content["added_tokens"],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": model,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint == gpt2.fingerprint
+    for text in SAMPLES:
+        assert loaded.encode(text) == gpt2.encode(text)
 
 
 def test_fingerprints_tell_vocabularies_apart(made: dict[str, Tokenizer]) -> None:
