@@ -8,11 +8,15 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pygpt.files import atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from pygpt.text import ByteTokenizer, Document, prepare
+
+DOCUMENTS = [Document("name", "text")]
 
 
 def names(folder: Path) -> list[str]:
@@ -84,14 +88,35 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
-@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write to read-only folders")
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(PermissionError, match="file"):
-            atomic_write_text(tmp_path / "file", "new")
-    finally:
-        tmp_path.chmod(0o700)
+    for write in (lambda: atomic_write_text("file", "new"), lambda: prepare(DOCUMENTS, ByteTokenizer(), "new folder")):
+        error = error_without_permission(tmp_path, write)
+        assert error.startswith("PermissionError: [Errno 13] Permission denied")
+        assert "file" in error or "new folder" in error
+    assert names(tmp_path) == []
+
+
+def error_without_permission(folder: Path, write: Callable[[], object]) -> str:
+    """What ``write`` raises in a process that works in ``folder``, but as a user who may only read it."""
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def work() -> None:
+        os.chdir(folder)  # at once: another user may not even pass through the folders above
+        folder.chmod(0o555)
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            write()
+            sender.send("nothing")
+        except Exception as error:
+            sender.send(f"{type(error).__name__}: {error}")
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    folder.chmod(0o755)
+    assert receiver.poll(), "the process died"
+    return str(receiver.recv())
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc/self/fd to name what is synced")
