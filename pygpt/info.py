@@ -17,23 +17,32 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict with ``version``, ``torch``, ``cpu_isa`` (the best instruction set in use), ``cpu_isas`` (all that run
-        here), ``cuda_architectures``, ``devices``, ``threads``, ``emulated``, ``implementations`` ({op: [names that
-        run here, best first]}) and ``last_used`` ({op: name, None before the first call}).
+        here), ``cuda_architectures`` (what the build has code for: ``sm_90`` machine code, ``compute_80`` PTX),
+        ``devices`` (a dict each: ``device`` as torch names it and ``name``; a GPU also ``compute_capability``,
+        ``multiprocessors``, ``memory_bytes`` and ``shared_memory_bytes``, the most one block can have), ``threads``,
+        ``emulated``, ``implementations`` ({op: [names that run here, best first]}) and ``last_used`` ({op: name, None
+        before the first call}).
+
+    In a build with a CUDA part this starts the CUDA driver, after which a forked child process cannot use it.
     """
-    import torch  # not needed to force an implementation, which happens at import
+    # Neither is needed to force an implementation, which happens at import.
+    import torch
+
+    from pygpt.machine import cpu_name
 
     tables = C.implementations()
     usable = {op: [name for name, reason in entries if not reason] for op, entries in tables}
     names = {name for entries in usable.values() for name in entries}
     isas = [isa for isa in CPU_ISAS if f"cpu_{isa}" in names]
     device = os.environ.get("PYGPT_EMULATE")
+    gpus = [{"device": f"cuda:{index}", **gpu} for index, gpu in enumerate(C.cuda_devices()[0])]
     return {
         "version": C.__version__,
         "torch": torch.__version__,
         "cpu_isa": isas[0] if isas else None,
         "cpu_isas": isas,
-        "cuda_architectures": [],
-        "devices": ["cpu"],
+        "cuda_architectures": [code for code in C.build()["cuda_code"].split(";") if code],
+        "devices": [{"device": "cpu", "name": cpu_name()}, *gpus],
         "threads": torch.get_num_threads(),
         "emulated": f"sm_{device}" if device else None,
         "implementations": usable,

@@ -12,14 +12,14 @@ python -c "import sys; print('\n'.join(path for path in sys.path if path.endswit
     >"$("$folder/venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/outer.pth"
 rm -rf "$folder/address"
 pip install --quiet --no-build-isolation --no-deps --target "$folder/address" -C build-dir="$folder/build-address" \
-    -C cmake.define.PYGPT_SANITIZE=address -C install.strip=false .
+    -C cmake.define.PYGPT_SANITIZE=address -C cmake.define.PYGPT_CUDA=OFF -C install.strip=false .
 
 # The sanitizer must be the first library of the process. Leaks are Python's own: it never frees its modules.
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
 env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$folder/address" \
     "$folder/venv/bin/python" -P -m pytest -q -p no:cacheprovider -m "not slow" -k "not compile" tests/ops
 
-cmake -S . -B "$folder/build-thread" -G Ninja -DPYGPT_SANITIZE=thread -DCMAKE_BUILD_TYPE=Release \
+cmake -S . -B "$folder/build-thread" -G Ninja -DPYGPT_SANITIZE=thread -DPYGPT_CUDA=OFF -DCMAKE_BUILD_TYPE=Release \
     -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >/dev/null
 cmake --build "$folder/build-thread" --target driver
 TSAN_OPTIONS=die_after_fork=0 "$folder/build-thread/driver"

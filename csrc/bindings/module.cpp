@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/build_facts.h"
 #include "bindings/tensors.h"
 #include "core/error.h"
 #include "ops/implementation.h"
@@ -38,7 +39,7 @@ PYBIND11_MODULE(_C, module) {
             PyErr_SetString(PyExc_TypeError, e.what());
         }
     });
-    module.attr("__version__") = PYGPT_VERSION;
+    module.attr("__version__") = build_facts::version;
     module.def("implementations", &implementations);
     module.def(
         "force", [](const std::string& op, const std::optional<std::string>& name) { Op::find(op).force(name); },
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("forced", [](const std::string& op) { return name_or_none(Op::find(op).forced()); }, py::arg("op"));
     module.def(
         "last_used", [](const std::string& op) { return name_or_none(Op::find(op).last_used()); }, py::arg("op"));
+    add_machine(module);
     add_add(module);
     add_cross_entropy(module);
     add_dropout(module);

@@ -1,0 +1,97 @@
+"""This machine and the most it can do, measured: what ``pygpt doctor``, the benchmarks and "share of peak" go by.
+
+The measuring loops are C++ (csrc/cpu/measure.h) and run on as many threads as torch uses. Results are kept for the life
+of the process, per number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from pygpt.extension import C
+
+
+def cpu_name() -> str:
+    """The processor's name as it gives it, such as ``AMD EPYC 9654``."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int:
+    """The size of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def last_level_cache_bytes() -> int:
+    """The size of the last cache before main memory; 32 MiB where the system does not say."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        digits, unit = file.read_text().strip()[:-1], file.read_text().strip()[-1]
+        sizes.append(int(digits) * {"K": 2**10, "M": 2**20}[unit])
+    return max(sizes, default=32 * 2**20)
+
+
+def instruction_set(dtype: torch.dtype) -> str:
+    """The set with the fastest multiply-add of ``dtype`` among those that this build has and this processor runs.
+
+    Without instructions for bfloat16 that is float32's: values are widened, multiplied and added.
+    """
+    runs: list[str] = [name for name, why_not in C.instruction_sets() if not why_not]
+    if dtype == torch.float64:
+        return "scalar"
+    if dtype == torch.bfloat16 and "avx512_bf16" in runs:
+        return "avx512_bf16"
+    return next(name for name in runs if name != "avx512_bf16")
+
+
+def peak_arithmetic(dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
+    """Operations per second of multiply-adds on registers, on all of torch's threads; a multiply-add counts as two.
+
+    Args:
+        dtype: float32, bfloat16 (products summed in float32), or float64 (scalar kernels only).
+        seconds: how long to measure.
+
+    Raises:
+        ValueError: for any other dtype.
+    """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise ValueError(f"dtype must be float32, bfloat16 or float64, but is {dtype}")
+    isa = instruction_set(dtype)
+    widened = dtype == torch.bfloat16 and isa != "avx512_bf16"
+    name = "float32" if widened else str(dtype).removeprefix("torch.")
+    return _peak_arithmetic(isa, name, torch.get_num_threads(), seconds)
+
+
+def memory_bandwidth(working_set: int | None = None, seconds: float = 0.2) -> float:
+    """Bytes per second read by all of torch's threads, over and over, from ``working_set`` bytes.
+
+    Args:
+        working_set: how many bytes; a small one lies in a cache and gives the cache's bandwidth. It is rounded up to a
+            power of two of at least 64 KiB a thread. None: main memory, by a buffer of eight last-level caches.
+        seconds: how long to measure.
+    """
+    threads = torch.get_num_threads()
+    largest = max(2**28, 8 * last_level_cache_bytes())
+    size = largest if working_set is None else 1 << max(working_set - 1, 2**16 * threads - 1).bit_length()
+    return _memory_bandwidth(min(size, largest), threads, seconds)
+
+
+# The loops run on torch's number of threads; it is an argument here to be part of the cache's key.
+@functools.cache
+def _peak_arithmetic(isa: str, dtype: str, threads: int, seconds: float) -> float:
+    return float(C.measure_arithmetic(isa, dtype, seconds))
+
+
+@functools.cache
+def _memory_bandwidth(size: int, threads: int, seconds: float) -> float:
+    return float(C.measure_bandwidth(size, seconds))
