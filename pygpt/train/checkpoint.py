@@ -98,6 +98,9 @@ class Checkpoints:
             save_file(tensors, temporary / "training.safetensors")
             about = {"format": FORMAT, "version": VERSION, "step": state.step, "part": state.part}
             atomic_write_json(temporary / "training.json", {**about, "values": state.values})
+            readable = (temporary / "training.json").stat().st_mode
+            for file in temporary.iterdir():  # safetensors lets its files be read by their owner only
+                file.chmod(readable)
 
 
 def load_checkpoint(path: str | Path) -> TrainingState:

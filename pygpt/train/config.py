@@ -47,7 +47,9 @@ class TrainConfig:
     data: tuple[str, ...] = _option(
         tuple, (CORPUS,), f"text files, folders, globs, a folder made by 'pygpt data', or {CORPUS}"
     )
-    tokenizer: str = _option(str, "bpe", "char, byte, bpe (trained on the data), or a folder that holds a tokenizer")
+    tokenizer: str | None = _option(
+        str, None, "char, byte, bpe (trained on the data), or a folder that holds one (bpe, or the prepared data's)"
+    )
     vocab_size: int = _option(int, 4096, "tokens of a BPE that is trained on the data", minimum=257)
     validation: float = _option(float, 0.05, "share of the text held out for evaluation", minimum=0)
 
@@ -94,6 +96,7 @@ class TrainConfig:
     save_every: int = _option(int, 100, "steps between checkpoints; 0 only at the end", minimum=0)
     keep: int = _option(int, 2, "newest checkpoints kept", minimum=1)
     sample_every: int = _option(int, 250, "steps between printed samples; 0 never", minimum=0)
+    prompt: str | None = _option(str, None, "how printed samples begin (a new line)")
     log_every: int = _option(int, 10, "steps between printed lines when the output is no terminal", minimum=1)
 
     def __post_init__(self) -> None:
@@ -129,7 +132,7 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any], source: str) -> "TrainConfig":
         """Make a configuration of keys and values; ``source`` says in errors where they came from.
 
-        Raises: ValueError or TypeError naming ``source`` and the key that is unknown or does not fit.
+        Raises: ValueError naming ``source`` and the key that is unknown or does not fit.
         """
         known = {option.name: option for option in fields(cls)}
         for name in values:
@@ -139,7 +142,7 @@ class TrainConfig:
         try:
             return cls(**{name: _from_toml(known[name], value) for name, value in values.items()})
         except (ValueError, TypeError) as error:
-            raise type(error)(f"{source}: {error}") from None
+            raise ValueError(f"{source}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the configuration as TOML. Raises: OSError, see :func:`pygpt.files.atomic_path`."""

@@ -99,9 +99,9 @@ class TerminalDisplay(Display):
         self.note(f"step {step:>6}  validation loss [bold]{loss:.4f}")
 
     def sample(self, step: int, text: str) -> None:
-        """Print a text, dimmed and indented."""
+        """Print a text, dimmed and indented, without its empty lines."""
         self.note(f"step {step:>6}  sample")
-        self.console.print(Text("\n".join("  │ " + line for line in text.splitlines()), style="dim"))
+        self.console.print(Text("\n".join("  │ " + line for line in text.splitlines() if line.strip()), style="dim"))
 
     def note(self, text: str) -> None:
         """Print a line above the progress line; rich's markup is followed."""

@@ -68,6 +68,7 @@ class Trainer:
         display: what is told of the progress.
         sample: writes a text with the model, for ``sample_every``.
         save_extra: writes what else belongs into a checkpoint's folder, such as the tokenizer.
+        after_save: called after each checkpoint, to draw the loss curve.
         flops_per_token, peak: for the share of the machine's peak; None if they are not known.
     """
 
@@ -84,6 +85,7 @@ class Trainer:
         display: Display | None = None,
         sample: Callable[[], str] | None = None,
         save_extra: Callable[[Path], None] | None = None,
+        after_save: Callable[[], None] | None = None,
         flops_per_token: float | None = None,
         peak: float | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class Trainer:
         self.display = display or Display()
         self.sample = sample
         self.save_extra = save_extra
+        self.after_save = after_save
         self.flops_per_token = flops_per_token
         self.peak = peak
 
@@ -192,7 +195,10 @@ class Trainer:
             values={"data": self._position, "guard": self.guard.state_dict(), "seconds": self._seconds},
             tensors={**self._random_streams(), **self._optimizer_tensors(), **self._half_done_tensors()},
         )
-        return self.checkpoints.save(state, self._save_model)
+        path = self.checkpoints.save(state, self._save_model)
+        if self.after_save is not None:
+            self.after_save()
+        return path
 
     def restore(self, path: str | Path) -> None:
         """Go on from a checkpoint, whose model this trainer's model already is.

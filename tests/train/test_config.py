@@ -41,27 +41,27 @@ def test_toml_takes_one_path_and_whole_numbers_for_floats(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "message"),
+    ("values", "message"),
     [
-        ({"learning_rate": 1.0}, ValueError, r"c\.toml: unknown key 'learning_rate'"),
-        ({"batchsize": 1}, ValueError, r"c\.toml: unknown key 'batchsize'; did you mean 'batch_size'\?"),
-        ({"steps": 0}, ValueError, r"c\.toml: steps must be at least 1, not 0"),
-        ({"steps": 1.5}, TypeError, r"c\.toml: steps must be a whole number, not 1\.5"),
-        ({"steps": True}, TypeError, "steps must be a whole number, not True"),
-        ({"lr": 0.0}, ValueError, "lr must be above 0, not 0"),
-        ({"lr": math.nan}, ValueError, "lr must be above 0, not nan"),
-        ({"lr": "high"}, TypeError, "lr must be a number, not 'high'"),
-        ({"beta2": 1.0}, ValueError, "beta2 must be below 1, not 1"),
-        ({"dtype": "fp8"}, ValueError, "dtype must be one of fp32, bf16, not 'fp8'"),
-        ({"data": []}, ValueError, "data must name at least one file"),
-        ({"data": [1]}, TypeError, "data must be a list of texts"),
-        ({"checkpoint_blocks": "yes"}, TypeError, "checkpoint_blocks must be true or false"),
-        ({"min_lr": 1.0}, ValueError, "lowest learning rate must be between 0 and the peak"),
-        ({"warmup": 5, "steps": 4}, ValueError, "warmup must be between 0 and steps, 4, not 5"),
+        ({"learning_rate": 1.0}, r"c\.toml: unknown key 'learning_rate'"),
+        ({"batchsize": 1}, r"c\.toml: unknown key 'batchsize'; did you mean 'batch_size'\?"),
+        ({"steps": 0}, r"c\.toml: steps must be at least 1, not 0"),
+        ({"steps": 1.5}, r"c\.toml: steps must be a whole number, not 1\.5"),
+        ({"steps": True}, "steps must be a whole number, not True"),
+        ({"lr": 0.0}, "lr must be above 0, not 0"),
+        ({"lr": math.nan}, "lr must be above 0, not nan"),
+        ({"lr": "high"}, "lr must be a number, not 'high'"),
+        ({"beta2": 1.0}, "beta2 must be below 1, not 1"),
+        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, not 'fp8'"),
+        ({"data": []}, "data must name at least one file"),
+        ({"data": [1]}, "data must be a list of texts"),
+        ({"checkpoint_blocks": "yes"}, "checkpoint_blocks must be true or false"),
+        ({"min_lr": 1.0}, "lowest learning rate must be between 0 and the peak"),
+        ({"warmup": 5, "steps": 4}, "warmup must be between 0 and steps, 4, not 5"),
     ],
 )
-def test_refuses(values: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_refuses(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TrainConfig.from_dict(values, "c.toml")
 
 
