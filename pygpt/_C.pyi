@@ -18,13 +18,20 @@ def measure_bandwidth(bytes: int, seconds: float) -> float: ...
 def add_forward(x: Tensor, y: Tensor, out: Tensor) -> None: ...
 def add_backward(grad_out: Tensor, grad_y: Tensor) -> None: ...
 def cross_entropy_forward(
-    logits: Tensor, targets: Tensor, ignore_index: int, reduction: str, loss: Tensor, log_sum_exp: Tensor | None
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    loss: Tensor,
+    maximum: Tensor | None,
+    sum: Tensor | None,
 ) -> None: ...
 def cross_entropy_backward(
     grad_loss: Tensor,
     logits: Tensor,
     targets: Tensor,
-    log_sum_exp: Tensor,
+    maximum: Tensor,
+    sum: Tensor,
     ignore_index: int,
     reduction: str,
     grad_logits: Tensor,

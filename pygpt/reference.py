@@ -189,7 +189,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 def dropout(x: Tensor, p: float, keep: Tensor) -> Tensor:
     """``x / (1 - p)`` where ``keep``, else 0."""
-    return torch.where(keep, _double(x) / (1 - p) if p < 1 else torch.zeros_like(_double(x)), 0.0)
+    return torch.where(keep, _double(x) / (1 - p) if p < 1 else _double(x) * 0, 0.0)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:

@@ -15,25 +15,27 @@ cross_entropy::Reduction reduction_named(const std::string& name) {
 }
 
 void forward(py::handle logits, py::handle targets, std::int64_t ignore_index, const std::string& reduction,
-             py::handle loss, py::handle log_sum_exp) {
+             py::handle loss, py::handle maximum, py::handle sum) {
     const cross_entropy::Forward arguments{
         .logits = view(logits, "logits"),
         .targets = view(targets, "targets"),
         .ignore_index = ignore_index,
         .reduction = reduction_named(reduction),
         .loss = view(loss, "loss"),
-        .log_sum_exp = optional_view(log_sum_exp, "log_sum_exp"),
+        .maximum = optional_view(maximum, "maximum"),
+        .sum = optional_view(sum, "sum"),
     };
     call([&] { cross_entropy::forward(arguments); });
 }
 
-void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::handle log_sum_exp,
+void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::handle maximum, py::handle sum,
               std::int64_t ignore_index, const std::string& reduction, py::handle grad_logits) {
     const cross_entropy::Backward arguments{
         .grad_loss = view(grad_loss, "grad_loss"),
         .logits = view(logits, "logits"),
         .targets = view(targets, "targets"),
-        .log_sum_exp = view(log_sum_exp, "log_sum_exp"),
+        .maximum = view(maximum, "maximum"),
+        .sum = view(sum, "sum"),
         .ignore_index = ignore_index,
         .reduction = reduction_named(reduction),
         .grad_logits = view(grad_logits, "grad_logits"),
@@ -45,9 +47,10 @@ void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::h
 
 void add_cross_entropy(py::module_& module) {
     module.def("cross_entropy_forward", &forward, py::arg("logits"), py::arg("targets"), py::arg("ignore_index"),
-               py::arg("reduction"), py::arg("loss"), py::arg("log_sum_exp"));
+               py::arg("reduction"), py::arg("loss"), py::arg("maximum"), py::arg("sum"));
     module.def("cross_entropy_backward", &backward, py::arg("grad_loss"), py::arg("logits"), py::arg("targets"),
-               py::arg("log_sum_exp"), py::arg("ignore_index"), py::arg("reduction"), py::arg("grad_logits"));
+               py::arg("maximum"), py::arg("sum"), py::arg("ignore_index"), py::arg("reduction"),
+               py::arg("grad_logits"));
 }
 
 }  // namespace pygpt::bindings

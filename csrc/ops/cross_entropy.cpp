@@ -61,7 +61,8 @@ void forward(Forward arguments) {
     Forward& a = arguments;
     std::tie(a.rows, a.vocabulary) = sizes(a.logits, a.targets, a.ignore_index);
     result({"loss", a.loss}, a.logits, a.reduction == Reduction::none ? &a.targets : nullptr);
-    if (a.log_sum_exp) result({"log_sum_exp", *a.log_sum_exp}, a.logits, &a.targets);
+    if (a.maximum) result({"maximum", *a.maximum}, a.logits, &a.targets);
+    if (a.sum) result({"sum", *a.sum}, a.logits, &a.targets);
     op.run(forward_table, {a.logits.dtype, a.logits.device}, a);
 }
 
@@ -69,7 +70,8 @@ void backward(Backward arguments) {
     Backward& a = arguments;
     std::tie(a.rows, a.vocabulary) = sizes(a.logits, a.targets, a.ignore_index);
     result({"grad_loss", a.grad_loss}, a.logits, a.reduction == Reduction::none ? &a.targets : nullptr);
-    result({"log_sum_exp", a.log_sum_exp}, a.logits, &a.targets);
+    result({"maximum", a.maximum}, a.logits, &a.targets);
+    result({"sum", a.sum}, a.logits, &a.targets);
     check::like({"grad_logits", a.grad_logits}, {"logits", a.logits});
     op.run(backward_table, {a.logits.dtype, a.logits.device}, a);
 }

@@ -20,8 +20,9 @@ struct Forward {
     TensorView targets;  // (...), int64: each in 0..V-1, or ignore_index
     std::int64_t ignore_index;
     Reduction reduction;
-    TensorView loss;                        // like targets for none, else ()
-    std::optional<TensorView> log_sum_exp;  // like targets: log Σ exp(logits); for the backward
+    TensorView loss;                    // like targets for none, else ()
+    std::optional<TensorView> maximum;  // like targets: the row's largest logit; for the backward
+    std::optional<TensorView> sum;      // like targets: Σ exp(logits - maximum); with maximum
     // set by the check
     std::int64_t rows = 0;
     std::int64_t vocabulary = 0;
@@ -31,7 +32,8 @@ struct Backward {
     TensorView grad_loss;  // like loss
     TensorView logits;
     TensorView targets;
-    TensorView log_sum_exp;
+    TensorView maximum;
+    TensorView sum;
     std::int64_t ignore_index;
     Reduction reduction;
     TensorView grad_logits;  // like logits: (softmax(logits) - [column = target]) · the gradient of the row's loss

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pygpt.extension import C
-from pygpt.ops.operation import Operation, accepts_numpy, contiguous
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors
 
 
 @accepts_numpy
@@ -26,6 +26,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
         ValueError: if a shape or device does not fit.
         TypeError: if a dtype does not fit.
     """
+    require_tensors(x=x, y=y)
     return _add(x, y)  # type: ignore[no-any-return]
 
 

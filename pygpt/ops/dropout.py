@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pygpt.extension import C
-from pygpt.ops.operation import Operation, accepts_numpy, contiguous
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors
 
 
 @accepts_numpy
@@ -33,6 +33,7 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None = None) -> Tensor:
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014.
     """
+    require_tensors(x=x)
     if not 0 <= p <= 1:
         raise ValueError(f"p must be at least 0 and at most 1, but is {p}")
     if p == 0:
@@ -49,6 +50,8 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         return torch.randint(2**63 - 1, (), device=device)
     if isinstance(seed, Tensor):
         return seed
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, an int64 tensor or None, but is a {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit in 64 bits, but is {seed}")
     return torch.tensor(seed, dtype=torch.int64, device=device)

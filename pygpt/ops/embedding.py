@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pygpt.extension import C
-from pygpt.ops.operation import Operation, accepts_numpy, contiguous
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors
 
 
 @accepts_numpy
@@ -28,6 +28,7 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
         ValueError: if a shape or device does not fit, or (on the CPU) an id is out of range: the first is named.
         TypeError: if a dtype does not fit.
     """
+    require_tensors(ids=ids, table=table)
     return _embedding(ids, table)  # type: ignore[no-any-return]
 
 

@@ -111,6 +111,13 @@ def contiguous(tensor: T) -> T:
     return tensor if not isinstance(tensor, Tensor) or tensor.is_contiguous() else tensor.contiguous()
 
 
+def require_tensors(**arguments: object) -> None:
+    """Raise TypeError for the first argument that is no tensor: for ops that look at shapes before their kernel."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, but is a {type(value).__name__}")
+
+
 def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
     """Let an op take NumPy arrays, and then give NumPy arrays; arrays and tensors do not mix."""
 

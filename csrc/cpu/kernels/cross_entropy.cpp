@@ -1,11 +1,12 @@
 // Cross-entropy, forward and backward. logits (R, V), targets (R,) -> a loss for each row, or their sum or mean
 //
-// Forward, per row:   loss = log Σ exp(x) - x[target]
-// Backward, per row:  grad_x = (exp(x - log Σ exp(x)) - [column = target]) · g, g = the gradient of the row's loss
+// Forward, per row:   m = max(x);  s = Σ exp(x - m);  loss = (m - x[target]) + log s
+// Backward, per row:  grad_x = (exp(x - m) / s - [column = target]) · g, g = the gradient of the row's loss
 //
+// m and s are kept apart: m + log s would round away the digits of s where logits are large.
 // Tasks are rows (several where they are short). The forward reads each logit from memory once and again from L1, and
-// keeps one number a row for the backward, which reads and writes each element once: those are the floors. The sum over
-// rows runs in their order, in double.
+// keeps two numbers a row for the backward, which reads and writes each element once: those are the floors. The sum
+// over rows runs in their order, in double.
 #include <algorithm>
 #include <cstring>
 
@@ -41,25 +42,28 @@ void forward_typed(const cross_entropy::Forward& a) {
     const auto* targets = static_cast<const std::int64_t*>(a.targets.data);
     const Scratch scratch(a.reduction == Reduction::none ? 0 : static_cast<std::size_t>(a.rows) * sizeof(Number));
     auto* losses = static_cast<Number*>(a.reduction == Reduction::none ? a.loss.data : scratch.data());
-    auto* kept = a.log_sum_exp ? static_cast<Number*>(a.log_sum_exp->data) : nullptr;
+    auto* maximum = a.maximum ? static_cast<Number*>(a.maximum->data) : nullptr;
+    auto* sum = a.sum ? static_cast<Number*>(a.sum->data) : nullptr;
     each_row(a.rows, a.vocabulary, [&](std::int64_t row) {
         const std::int64_t target = targets[row];
         if (target == a.ignore_index) {
             losses[row] = 0;
-            if (kept) kept[row] = 0;
+            if (maximum) maximum[row] = 0;
+            if (sum) sum[row] = 1;
             return;
         }
         const Storage* logits = row_of<Storage>(a.logits, row, a.vocabulary);
         const auto exponentials = log_sum_exp<Vec<Number>>(logits, a.vocabulary);
         losses[row] = exponentials.loss(read(logits + target));
-        if (kept) kept[row] = exponentials.value();
+        if (maximum) maximum[row] = exponentials.maximum;
+        if (sum) sum[row] = exponentials.sum;
     });
     if (a.reduction == Reduction::none) return;
-    double sum = 0;
-    for (std::int64_t row = 0; row < a.rows; ++row) sum += losses[row];
+    double total = 0;
+    for (std::int64_t row = 0; row < a.rows; ++row) total += losses[row];
     const std::int64_t count = rows_that_count(a.targets, a.rows, a.ignore_index);
-    if (a.reduction == Reduction::mean && count > 0) sum /= static_cast<double>(count);
-    *static_cast<Number*>(a.loss.data) = static_cast<Number>(sum);
+    if (a.reduction == Reduction::mean && count > 0) total /= static_cast<double>(count);
+    *static_cast<Number*>(a.loss.data) = static_cast<Number>(total);
 }
 
 template <class Storage>
@@ -69,7 +73,8 @@ void backward_typed(const cross_entropy::Backward& a) {
     using cross_entropy::Reduction;
     const auto* targets = static_cast<const std::int64_t*>(a.targets.data);
     const auto* grad_loss = static_cast<const Number*>(a.grad_loss.data);
-    const auto* log_sum_exp = static_cast<const Number*>(a.log_sum_exp.data);
+    const auto* maximum = static_cast<const Number*>(a.maximum.data);
+    const auto* sum = static_cast<const Number*>(a.sum.data);
     Number shared = 0;  // the gradient of each row's loss, where they have one in common
     if (a.reduction != Reduction::none) shared = *grad_loss;
     if (a.reduction == Reduction::mean) {
@@ -85,13 +90,14 @@ void backward_typed(const cross_entropy::Backward& a) {
             return;
         }
         const Number grad = a.reduction == Reduction::none ? grad_loss[row] : shared;
-        const V grad_v = V::broadcast(grad);
-        const V shift = V::broadcast(log_sum_exp[row]);
+        const V shift = V::broadcast(maximum[row]);
+        const V per_sum = V::broadcast(Number(1) / sum[row]);
+        const V scale = V::broadcast(grad) * per_sum;
         each_vector<V>(a.vocabulary, [&](std::int64_t i, std::int64_t lanes) {
-            (exp(V::load(logits + i, lanes) - shift) * grad_v).store(grad_logits + i, lanes);
+            (exp(V::load(logits + i, lanes) - shift) * scale).store(grad_logits + i, lanes);
         });
-        const V at_target = exp(V::broadcast(read(logits + target)) - shift) - V::broadcast(Number(1));
-        (at_target * grad_v).store(grad_logits + target, 1);
+        const V predicted = exp(V::broadcast(read(logits + target)) - shift) * per_sum;
+        ((predicted - V::broadcast(Number(1))) * V::broadcast(grad)).store(grad_logits + target, 1);
     });
 }
 
