@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 COMMANDS = {
     "data": "turn text into token files",
+    "doctor": "what is built, what runs here and why, how fast the machine is",
 }
 
 

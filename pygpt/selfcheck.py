@@ -1,0 +1,171 @@
+"""Every implementation of every op against `pygpt.reference` in float64, on small inputs: ``pygpt doctor --check``.
+
+The tests do this in earnest; this is for the machine that the tests never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pygpt
+from pygpt import ops, reference
+from pygpt.extension import C
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+ALLOWED = 8.0  # in eps of the dtype, times the largest value of the output
+
+
+class Draw:
+    """Random arguments of one dtype."""
+
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+        self.dtype = dtype
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal values that ask for a gradient."""
+        values = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return values.to(self.dtype).requires_grad_()
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Standard normal values with the shape and dtype of a tensor."""
+        return torch.randn(tensor.shape, generator=self._generator, dtype=torch.float64).to(tensor.dtype)
+
+    def ids(self, vocabulary: int, *shape: int) -> Tensor:
+        """Integers from 0 to vocabulary - 1."""
+        return torch.randint(vocabulary, shape, generator=self._generator)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Arguments for a function of `pygpt.ops` and for that of the same name in `pygpt.reference`."""
+
+    op: str  # whose table of implementations it checks
+    function: str
+    arguments: Callable[[Draw], dict[str, Any]]
+    reference: Callable[..., Any] | None = None  # where pygpt.reference takes other arguments
+
+
+def _dropout(x: Tensor, p: float, seed: int) -> Tensor:
+    return reference.dropout(x, p, keep=ops.dropout(torch.ones_like(x, dtype=torch.float32), p, seed) != 0)
+
+
+# Odd sizes, so that every kernel's vectors and tiles have a tail.
+CHECKS = (
+    Check("add", "add", lambda d: {"x": d.normal(3, 5, 33), "y": d.normal(5, 33)}),
+    Check(
+        "attention",
+        "attention",
+        lambda d: {
+            "q": d.normal(2, 37, 4, 24),
+            "k": d.normal(2, 41, 2, 24),
+            "v": d.normal(2, 41, 2, 24),
+            "causal": True,
+        },
+    ),
+    Check("cross_entropy", "cross_entropy", lambda d: {"logits": d.normal(7, 101), "targets": d.ids(101, 7)}),
+    Check("dropout", "dropout", lambda d: {"x": d.normal(3, 77), "p": 0.25, "seed": 1}, _dropout),
+    Check("embedding", "embedding", lambda d: {"ids": d.ids(11, 3, 7), "table": d.normal(11, 33)}),
+    Check(
+        "feed_forward",
+        "feed_forward",
+        lambda d: {
+            "x": d.normal(5, 33),
+            "w_in": d.normal(71, 33),
+            "b_in": d.normal(71),
+            "w_out": d.normal(33, 71),
+            "b_out": d.normal(33),
+        },
+    ),
+    Check(
+        "layer_norm",
+        "add_layer_norm",
+        lambda d: {"x": d.normal(5, 77), "residual": d.normal(5, 77), "weight": d.normal(77), "bias": d.normal(77)},
+    ),
+    Check(
+        "linear",
+        "linear",
+        lambda d: {
+            "x": d.normal(5, 67),
+            "weight": d.normal(35, 67),
+            "bias": d.normal(35),
+            "activation": "gelu_tanh",
+            "residual": d.normal(5, 35),
+        },
+    ),
+    Check(
+        "linear_cross_entropy",
+        "linear_cross_entropy",
+        lambda d: {"hidden": d.normal(7, 33), "weight": d.normal(101, 33), "targets": d.ids(101, 7)},
+    ),
+)
+
+
+@dataclass
+class Result:
+    """One implementation with one dtype: its largest error, relative to the largest value of that output."""
+
+    op: str
+    implementation: str
+    dtype: str
+    error: float = 0.0
+    wrong: str = ""  # what is wrong, in words
+
+    def compare(self, what: str, ours: Tensor, expected: Tensor, allowed: float) -> None:
+        """Take in one output or gradient."""
+        error = float((ours.double() - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+        self.error = max(self.error, error)
+        if not error <= allowed and not self.wrong:  # NaN is not
+            self.wrong = f"{what} is off by {error:.2g} of its largest value; allowed is {allowed:.2g}"
+
+
+def check_all(seed: int = 0) -> list[Result]:
+    """Run every check on every implementation that runs here, with each dtype that it takes."""
+    results = []
+    for op, entries in C.implementations():
+        checks = [check for check in CHECKS if check.op == op]
+        for implementation, reason in entries:
+            if reason:
+                continue
+            if not checks:
+                results.append(Result(op, implementation, "float32", wrong="there is no check for this op"))
+            for check in checks:
+                for dtype in DTYPES:
+                    results += run_check(check, implementation, dtype, seed)
+    return results
+
+
+def run_check(check: Check, implementation: str, dtype: torch.dtype, seed: int = 0) -> list[Result]:
+    """Compare one implementation's outputs and gradients with the reference; nothing if it does not take the dtype."""
+    draw = Draw(dtype, seed)
+    arguments = check.arguments(draw)
+    leaves = {name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad}
+    result = Result(check.op, implementation, str(dtype).removeprefix("torch."))
+    with pygpt.force(check.op, implementation):
+        try:
+            ours = _outputs(getattr(ops, check.function)(**arguments))
+        except ValueError as error:
+            if "no implementation takes these arguments" in str(error) and dtype != torch.float32:
+                return []
+            raise
+        gradients = [draw.like(output) for output in ours]
+        our_gradients = torch.autograd.grad(ours, list(leaves.values()), gradients)
+        exact = {name: value.detach().double().requires_grad_() for name, value in leaves.items()}
+        expected = _outputs((check.reference or getattr(reference, check.function))(**{**arguments, **exact}))
+    expected_gradients = torch.autograd.grad(expected, list(exact.values()), [g.double() for g in gradients])
+
+    allowed = ALLOWED * torch.finfo(dtype).eps
+    for place, (output, right) in enumerate(zip(ours, expected, strict=True)):
+        result.compare(f"output {place}", output.detach(), right.detach(), allowed)
+    for name, gradient, right in zip(leaves, our_gradients, expected_gradients, strict=True):
+        result.compare(f"the gradient of {name}", gradient, right, allowed)
+    return [result]
+
+
+def _outputs(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
