@@ -8,6 +8,7 @@ namespace pygpt::bindings {
 
 void add_machine(pybind11::module_& module);
 void add_add(pybind11::module_& module);
+void add_attention(pybind11::module_& module);
 void add_cross_entropy(pybind11::module_& module);
 void add_dropout(pybind11::module_& module);
 void add_embedding(pybind11::module_& module);

@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, module) {
         "last_used", [](const std::string& op) { return name_or_none(Op::find(op).last_used()); }, py::arg("op"));
     add_machine(module);
     add_add(module);
+    add_attention(module);
     add_cross_entropy(module);
     add_dropout(module);
     add_embedding(module);

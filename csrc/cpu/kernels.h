@@ -4,6 +4,7 @@
 
 #include "cpu/features.h"
 #include "ops/add.h"
+#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
@@ -15,6 +16,15 @@ template <Isa isa>
 void add_forward(const add::Forward& arguments);
 template <Isa isa>
 void add_backward(const add::Backward& arguments);
+
+template <Isa isa>
+void attention_forward(const attention::Forward& arguments);
+template <Isa isa>
+void attention_weights(const attention::Weights& arguments);
+template <Isa isa>
+void attention_backward(const attention::Backward& arguments);
+template <Isa isa>
+void attention_bias_backward(const attention::BiasBackward& arguments);
 
 template <Isa isa>
 void cross_entropy_forward(const cross_entropy::Forward& arguments);

@@ -1,9 +1,10 @@
 """The ops: hand-written kernels as functions of torch tensors (or NumPy arrays), with gradients."""
 
 from pygpt.ops.add import add
+from pygpt.ops.attention import attention
 from pygpt.ops.cross_entropy import cross_entropy
 from pygpt.ops.dropout import dropout
 from pygpt.ops.embedding import embedding
 from pygpt.ops.layer_norm import add_layer_norm, layer_norm
 
-__all__ = ["add", "add_layer_norm", "cross_entropy", "dropout", "embedding", "layer_norm"]
+__all__ = ["add", "add_layer_norm", "attention", "cross_entropy", "dropout", "embedding", "layer_norm"]

@@ -118,6 +118,15 @@ def require_tensors(**arguments: object) -> None:
             raise TypeError(f"{name} must be a torch.Tensor, but is a {type(value).__name__}")
 
 
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where autocast is on (float64 stays, as in PyTorch), else as they are."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
 def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
     """Let an op take NumPy arrays, and then give NumPy arrays; arrays and tensors do not mix."""
 

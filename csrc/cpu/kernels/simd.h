@@ -148,8 +148,16 @@ T reduce_max(Vec<T> a) {
     return a.v;
 }
 template <class T>
+T first_lane(Vec<T> a) {
+    return a.v;
+}
+template <class T>
 Vec<T> exp(Vec<T> x) {
     return {std::exp(x.v)};
+}
+template <class T>
+Vec<T> exp2(Vec<T> x) {
+    return {std::exp2(x.v)};
 }
 template <class T>
 Vec<T> tanh(Vec<T> x) {
@@ -225,6 +233,9 @@ inline float reduce_add(Float a) {
 }
 inline float reduce_max(Float a) {
     return _mm512_reduce_max_ps(a.v);
+}
+inline float first_lane(Float a) {
+    return _mm512_cvtss_f32(a.v);
 }
 inline Float round_to_integer(Float a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)};
@@ -315,6 +326,9 @@ inline float reduce_max(Float a) {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+inline float first_lane(Float a) {
+    return _mm256_cvtss_f32(a.v);
+}
 inline Float round_to_integer(Float a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -343,6 +357,21 @@ inline Float exp(Float x) {
     q = fma(q, r, c(0.1666652f));
     q = fma(q, r, c(0.49999994f));
     return times_power_of_two(fma(q * r, r, r) + c(1.0f), n);
+}
+
+// 2^x with a relative error of 8e-8, exact at 0: x = n + f, 2^f by a polynomial fitted to |f| <= 1/2 (error 2e-9).
+// Ends of the range as for exp.
+inline Float exp2(Float x) {
+    const auto c = [](float value) { return Float::broadcast(value); };
+    x = max(c(-160.0f), min(c(129.0f), x));
+    const Float n = round_to_integer(x);
+    const Float f = x - n;
+    Float q = fma(c(1.5353359e-4f), f, c(1.3398875e-3f));
+    q = fma(q, f, c(9.618437e-3f));
+    q = fma(q, f, c(5.5503324e-2f));
+    q = fma(q, f, c(2.4022648e-1f));
+    q = fma(q, f, c(6.9314718e-1f));
+    return times_power_of_two(fma(q, f, c(1.0f)), n);
 }
 
 // tanh x: x + x³·q(x²) below 0.625 (fitted, error 5e-9), 1 - 2 / (e^2x + 1) above.

@@ -1,0 +1,227 @@
+// Attention forward, and the weights on request. Contract: ops/attention.h.
+//
+// A task is a block of rows (attention_tiles.h) of one kv head. It walks over the key tiles that its rows see, packs
+// each once, and for every row tile does
+//
+//     scores (rows, keys) = q · kᵀ;  new maximum m;  p = 2^(scores - m);  sum = sum · 2^(old m - m) + p
+//     out (rows, D) = out · 2^(old m - m) + p · v
+//
+// (Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.) A key tile that a row does not see leaves
+// it as it is, to the bit: m stays, the factor is 1, p is 0. So a row's bits depend on the keys it sees alone, and how
+// rows are cut into blocks is free to suit the number of threads.
+//
+// Floor: 4 · T · S · D operations a head (half with causal); q, k, v read and out written once.
+#include <cmath>
+#include <vector>
+
+#include "cpu/kernels/attention_tiles.h"
+
+namespace pygpt::cpu {
+namespace {
+
+constexpr std::int64_t largest_block = 4 * row_tile;  // of rows; packing a key tile is then 2 % of the work
+constexpr std::int64_t tasks_per_thread = 4;
+
+// A block's memory in the cache.
+template <class Number>
+struct Block {
+    std::int64_t width;  // of a row of v and out: D in whole vectors
+    Number* q;           // (rows, D)
+    Number* k;           // (D, key_tile)
+    Number* v;           // (key_tile, width)
+    Number* scores;      // (row_tile, key_tile), then p
+    Number* out;         // (rows, width)
+    Number* maximum;     // (rows,) in units of log 2
+    Number* sum;         // (rows, lanes)
+    Number* rescale;     // (row_tile,)
+    Span* keys;          // (rows,)
+
+    Block(Divider& memory, std::int64_t rows, std::int64_t D)
+        : width(ceil_div(D, Vec<Number>::lanes) * Vec<Number>::lanes),
+          q(memory.take<Number>(rows * D)),
+          k(memory.take<Number>(D * key_tile)),
+          v(memory.take<Number>(key_tile * width)),
+          scores(memory.take<Number>(row_tile * key_tile)),
+          out(memory.take<Number>(rows * width)),
+          maximum(memory.take<Number>(rows)),
+          sum(memory.take<Number>(rows * Vec<Number>::lanes)),
+          rescale(memory.take<Number>(row_tile)),
+          keys(memory.take<Span>(rows)) {}
+};
+
+template <class Storage>
+void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, const Head<Storage>& head,
+                  std::int64_t first_row, std::int64_t rows) {
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+    const Problem& p = a.problem;
+    const std::int64_t D = p.D;
+    Divider count;
+    Block<Number>(count, rows, D);
+    const Scratch scratch(count.used());
+    Divider memory(scratch.data());
+    const Block<Number> block(memory, rows, D);
+
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const Storage* q = head.row_of(p.q, first_row + row);
+        for (std::int64_t i = 0; i < D; ++i) block.q[row * D + i] = read(q + i);
+        block.keys[row] = head.keys(first_row + row);
+    }
+    std::fill_n(block.out, rows * block.width, Number(0));
+    std::fill_n(block.maximum, rows, -infinity<Number>);
+    std::fill_n(block.sum, rows * V::lanes, Number(0));
+
+    const Span all = unite(block.keys, rows);
+    const std::int64_t origin = head.sequence.keys.begin;
+    const std::int64_t first_tile = all.empty() ? 0 : (all.begin - origin) / key_tile;
+    for (std::int64_t base = origin + first_tile * key_tile; base < all.end; base += key_tile) {
+        pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
+        pack_keys(head, p.v, base, in_tile(all, base), block.v, block.width);
+        for (std::int64_t row = 0; row < rows; row += group_rows) {
+            const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
+            const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
+            if (span.empty()) continue;
+            multiply<Start::zero, Number>(group, span.size() / V::lanes, D, {block.q + row * D, D, 1},
+                                          {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
+            for (std::int64_t r = 0; r < group; ++r) {
+                Number* x = block.scores + r * key_tile;
+                const V most = scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);
+                const Number before = block.maximum[row + r];
+                const Number now = std::max(before, reduce_max(most));
+                const Number from = now == -infinity<Number> ? Number(0) : now;
+                block.maximum[row + r] = now;
+                block.rescale[r] = first_lane(exp2(V::broadcast(before - from)));
+                V sum = V::load(block.sum + (row + r) * V::lanes) * V::broadcast(block.rescale[r]);
+                for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+                    const V weight = exp2(V::load(x + j) - V::broadcast(from));
+                    weight.store(x + j);
+                    sum = sum + weight;
+                }
+                sum.store(block.sum + (row + r) * V::lanes);
+                if (scores.drops()) {
+                    Number factors[key_tile];
+                    scores.dropout(head, first_row + row + r, base, factors);
+                    for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+                        (V::load(x + j) * V::load(factors + j)).store(x + j);
+                    }
+                }
+            }
+            multiply<Start::rescale, Number>(group, block.width / V::lanes, span.size(),
+                                             {block.scores + span.begin, key_tile, 1},
+                                             {block.v + span.begin * block.width, block.width},
+                                             {block.out + row * block.width, block.width}, block.rescale);
+        }
+    }
+
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const Number sum = reduce_add(V::load(block.sum + row * V::lanes));
+        const V inverse = V::broadcast(sum == 0 ? Number(0) : Number(1) / sum);
+        Storage* out = head.row_of(a.out, first_row + row);
+        for (std::int64_t i = 0; i < D; i += V::lanes) {
+            // + 0, so that a sum of nothing but underflows is +0, with hidden keys between them or without.
+            fma(V::load(block.out + row * block.width + i), inverse, V::zero())
+                .store(out + i, std::min(V::lanes, D - i));
+        }
+        *head.template row_of_transposed<Number>(a.lse, first_row + row) =
+            sum == 0 ? -infinity<Number> : block.maximum[row] * ln_2<Number> + std::log(sum);
+    }
+}
+
+template <class Storage>
+void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, const Head<Storage>& head,
+                  std::int64_t first_row, std::int64_t rows) {
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+    const Problem& p = a.problem;
+    const std::int64_t D = p.D;
+    Divider count;
+    Block<Number>(count, rows, D);
+    const Scratch scratch(count.used());
+    Divider memory(scratch.data());
+    const Block<Number> block(memory, rows, D);
+
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const Storage* q = head.row_of(p.q, first_row + row);
+        for (std::int64_t i = 0; i < D; ++i) block.q[row * D + i] = read(q + i);
+        block.keys[row] = head.keys(first_row + row);
+        Storage* out = head.template row_of_transposed<Storage>(a.weights, first_row + row);
+        std::fill_n(out, p.S, Storage{});
+    }
+    const Span all = unite(block.keys, rows);
+    const std::int64_t origin = head.sequence.keys.begin;
+    const std::int64_t first_tile = all.empty() ? 0 : (all.begin - origin) / key_tile;
+    for (std::int64_t base = origin + first_tile * key_tile; base < all.end; base += key_tile) {
+        pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
+        for (std::int64_t row = 0; row < rows; row += group_rows) {
+            const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
+            const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
+            if (span.empty()) continue;
+            multiply<Start::zero, Number>(group, span.size() / V::lanes, D, {block.q + row * D, D, 1},
+                                          {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
+            for (std::int64_t r = 0; r < group; ++r) {
+                Number* x = block.scores + r * key_tile;
+                scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);
+                const Number lse = *head.template row_of_transposed<Number>(a.lse, first_row + row + r);
+                const Number from = lse == -infinity<Number> ? Number(0) : lse * log2_e<Number>;
+                Storage* out = head.template row_of_transposed<Storage>(a.weights, first_row + row + r) + base;
+                for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+                    exp2(V::load(x + j) - V::broadcast(from))
+                        .store(out + j, std::clamp<std::int64_t>(p.S - base - j, 0, V::lanes));
+                }
+            }
+        }
+    }
+}
+
+// Runs f(head, first row, rows) on blocks of rows, the longest of each head first.
+template <class Storage, class F>
+void each_block(const Problem& p, F f) {
+    struct Piece {
+        std::int64_t sequence, first_row, rows;
+    };
+    std::vector<Piece> pieces;
+    const std::int64_t heads = p.H / p.G;
+    const std::int64_t row_tiles = ceil_div(p.T * heads, row_tile) * p.B * p.G;
+    const std::int64_t block =
+        std::clamp(row_tiles / (threads() * tasks_per_thread) * row_tile, row_tile, largest_block);
+    for (std::int64_t s = 0; s < p.keys.sequences(); ++s) {
+        const std::int64_t rows = p.keys.sequence(s).queries.size() * heads;
+        for (std::int64_t first = (rows - 1) / block * block; rows > 0 && first >= 0; first -= block) {
+            pieces.push_back({s, first, std::min(block, rows - first)});
+        }
+    }
+    parallel_for(static_cast<std::int64_t>(pieces.size()) * p.G, [&](std::int64_t task) {
+        const Piece& piece = pieces[static_cast<std::size_t>(task / p.G)];
+        f(Head<Storage>::all_of(p, piece.sequence, task % p.G), piece.first_row, piece.rows);
+    });
+}
+
+template <class Storage>
+void forward_typed(const attention::Forward& a) {
+    const Scores<Storage> scores(a.problem);
+    each_block<Storage>(a.problem, [&](const Head<Storage>& head, std::int64_t first_row, std::int64_t rows) {
+        forward_rows<Storage>(a, scores, head, first_row, rows);
+    });
+}
+
+template <class Storage>
+void weights_typed(const attention::Weights& a) {
+    const Scores<Storage> scores(a.problem);
+    each_block<Storage>(a.problem, [&](const Head<Storage>& head, std::int64_t first_row, std::int64_t rows) {
+        weights_rows<Storage>(a, scores, head, first_row, rows);
+    });
+}
+
+}  // namespace
+
+template <>
+void attention_forward<this_isa>(const attention::Forward& a) {
+    with_storage(a.problem.q.dtype, [&](auto storage) { forward_typed<decltype(storage)>(a); });
+}
+
+template <>
+void attention_weights<this_isa>(const attention::Weights& a) {
+    with_storage(a.problem.q.dtype, [&](auto storage) { weights_typed<decltype(storage)>(a); });
+}
+
+}  // namespace pygpt::cpu

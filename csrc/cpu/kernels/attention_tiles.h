@@ -1,0 +1,380 @@
+// What attention's forward and backward are made of: tiles of rows and keys, their products, and the scores.
+//
+// A row is one query of one query head; the rows of a kv head are its queries, and of each query the heads that read
+// it: row = (query - first query) · heads + head. A key tile is `key_tile` keys, counted from the sequence's first key;
+// its size is part of the order of summation. How rows are cut into tiles is not: every element of every product is
+// summed in one accumulator, step by step, and a hidden key adds exactly zero.
+//
+// Products are left (rows × steps, elements broadcast) times right (steps × columns, vectors), in register tiles of
+// `group_rows` × `group_vectors` accumulators. Left and right lie packed in the cache, in the type of computation.
+#ifndef PYGPT_CPU_KERNELS_ATTENTION_TILES_H
+#define PYGPT_CPU_KERNELS_ATTENTION_TILES_H
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <limits>
+#include <utility>
+
+#include "core/philox.h"
+#include "cpu/kernels.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/thread_pool.h"
+
+namespace pygpt::cpu {
+namespace {
+
+using attention::Problem;
+using attention::Sequence;
+using attention::Span;
+
+constexpr std::int64_t key_tile = 64;
+constexpr int group_rows = Vec<float>::lanes == 1 ? 4 : 6;
+constexpr int group_vectors = Vec<float>::lanes == 8 ? 2 : 4;  // of 32, 16 (AVX2) or 16 narrow (scalar) registers
+constexpr std::int64_t row_tile = 8 * group_rows;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
+
+template <class Number>
+constexpr Number infinity = std::numeric_limits<Number>::infinity();
+template <class Number>
+constexpr Number log2_e = static_cast<Number>(1.442695040888963407);
+template <class Number>
+constexpr Number ln_2 = static_cast<Number>(0.693147180559945309);
+
+// Hands out parts of a block of memory, each aligned to 64 bytes; without memory it only counts.
+class Divider {
+  public:
+    explicit Divider(void* memory = nullptr) : memory_(static_cast<std::byte*>(memory)) {}
+    template <class T>
+    T* take(std::int64_t count) {
+        T* part = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
+        used_ += (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        return part;
+    }
+    std::size_t used() const { return used_; }
+
+  private:
+    std::byte* memory_;
+    std::size_t used_ = 0;
+};
+
+// ---- products ----
+
+enum class Start { zero, add, rescale };  // what the accumulators begin with: 0, out, or out · rescale[row]
+
+template <class Number>
+struct Left {
+    const Number* data;
+    std::int64_t row_stride, step_stride;
+};
+template <class Number>
+struct Right {
+    const Number* data;
+    std::int64_t step_stride;
+};
+template <class Number>
+struct Out {
+    Number* data;
+    std::int64_t row_stride;
+};
+
+// out[rows × vectors] = start + left[rows × steps] · right[steps × vectors]
+template <class Number, Start start, int rows, int vectors>
+void multiply_group(Left<Number> left, Right<Number> right, std::int64_t steps, Out<Number> out,
+                    const Number* rescale) {
+    using V = Vec<Number>;
+    V sums[rows][vectors];
+    for (int r = 0; r < rows; ++r) {
+        for (int n = 0; n < vectors; ++n) {
+            const Number* from = out.data + r * out.row_stride + n * V::lanes;
+            if constexpr (start == Start::zero) sums[r][n] = V::zero();
+            if constexpr (start == Start::add) sums[r][n] = V::load(from);
+            if constexpr (start == Start::rescale) sums[r][n] = V::load(from) * V::broadcast(rescale[r]);
+        }
+    }
+    for (std::int64_t step = 0; step < steps; ++step) {
+        V columns[vectors];
+        for (int n = 0; n < vectors; ++n) columns[n] = V::load(right.data + step * right.step_stride + n * V::lanes);
+        for (int r = 0; r < rows; ++r) {
+            const V element = V::broadcast(left.data[r * left.row_stride + step * left.step_stride]);
+            for (int n = 0; n < vectors; ++n) sums[r][n] = fma(element, columns[n], sums[r][n]);
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int n = 0; n < vectors; ++n) sums[r][n].store(out.data + r * out.row_stride + n * V::lanes);
+    }
+}
+
+template <class Number>
+using Multiply = void (*)(Left<Number>, Right<Number>, std::int64_t, Out<Number>, const Number*);
+
+template <class Number, Start start, int... sizes>
+constexpr std::array<Multiply<Number>, sizeof...(sizes)> multiply_table(std::integer_sequence<int, sizes...>) {
+    return {multiply_group<Number, start, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
+}
+
+template <Start start, class Number>
+void multiply(std::int64_t rows, std::int64_t vectors, std::int64_t steps, Left<Number> left, Right<Number> right,
+              Out<Number> out, const Number* rescale = nullptr) {
+    static constexpr auto table =
+        multiply_table<Number, start>(std::make_integer_sequence<int, group_rows * group_vectors>());
+    constexpr std::int64_t lanes = Vec<Number>::lanes;
+    for (std::int64_t n = 0; n < vectors; n += group_vectors) {
+        for (std::int64_t r = 0; r < rows; r += group_rows) {
+            const auto size = std::min<std::int64_t>(rows - r, group_rows) * group_vectors - group_vectors +
+                              std::min<std::int64_t>(vectors - n, group_vectors) - 1;
+            table[static_cast<std::size_t>(size)]({left.data + r * left.row_stride, left.row_stride, left.step_stride},
+                                                  {right.data + n * lanes, right.step_stride}, steps,
+                                                  {out.data + r * out.row_stride + n * lanes, out.row_stride},
+                                                  rescale + r);
+        }
+    }
+}
+
+// ---- rows and keys ----
+
+// Query heads of one kv head in one sequence: where their rows and keys lie, and what they may see.
+template <class Storage>
+struct Head {
+    const Problem& p;
+    Sequence sequence;
+    std::int64_t index;              // of the sequence
+    std::int64_t first_head, heads;  // query heads
+    std::int64_t kv_head;
+
+    Head(const Problem& problem, std::int64_t sequence_index, std::int64_t first, std::int64_t count)
+        : p(problem),
+          sequence(problem.keys.sequence(sequence_index)),
+          index(sequence_index),
+          first_head(first),
+          heads(count),
+          kv_head(first / (problem.H / problem.G)) {}
+
+    // All query heads of a kv head.
+    static Head all_of(const Problem& problem, std::int64_t sequence_index, std::int64_t kv) {
+        const std::int64_t heads = problem.H / problem.G;
+        return {problem, sequence_index, kv * heads, heads};
+    }
+
+    std::int64_t rows() const { return sequence.queries.size() * heads; }
+    std::int64_t query(std::int64_t row) const { return sequence.queries.begin + row / heads; }
+    std::int64_t head(std::int64_t row) const { return first_head + row % heads; }
+    Span keys(std::int64_t row) const { return p.keys.keys(sequence, query(row)); }
+
+    // The row or key in a tensor of (batch, time, heads, ...).
+    template <class T = Storage>
+    T* row_of(const TensorView& tensor, std::int64_t row) const {
+        return at<T>(tensor, query(row), head(row));
+    }
+    Storage* key_of(const TensorView& tensor, std::int64_t key) const { return at<Storage>(tensor, key, kv_head); }
+    // The row in a tensor of (batch, heads, time, ...).
+    template <class T>
+    T* row_of_transposed(const TensorView& tensor, std::int64_t row) const {
+        return static_cast<T*>(tensor.data) + sequence.batch * tensor.strides[0] + head(row) * tensor.strides[1] +
+               query(row) * tensor.strides[2];
+    }
+
+  private:
+    template <class T>
+    T* at(const TensorView& tensor, std::int64_t time, std::int64_t in_head) const {
+        return static_cast<T*>(tensor.data) + sequence.batch * tensor.strides[0] + time * tensor.strides[1] +
+               in_head * tensor.strides[2];
+    }
+};
+
+inline Span unite(Span a, Span b) {
+    if (a.empty()) return b;
+    if (b.empty()) return a;
+    return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
+inline Span unite(const Span* spans, std::int64_t count) {
+    Span out{0, 0};
+    for (std::int64_t i = 0; i < count; ++i) out = unite(out, spans[i]);
+    return out;
+}
+inline Span intersect(Span a, Span b) {
+    return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+
+// The part of a span that lies in the key tile from `base`, relative to it.
+inline Span in_tile(Span span, std::int64_t base) {
+    return intersect({span.begin - base, span.end - base}, {0, key_tile});
+}
+// The same in whole vectors of lanes.
+template <class V>
+Span whole_vectors(Span span) {
+    if (span.empty()) return {0, 0};
+    return {span.begin / V::lanes * V::lanes, ceil_div(span.end, V::lanes) * V::lanes};
+}
+
+// out[(row, width)] = the values, zeros after them up to `stride`
+template <class Storage>
+void pack_row(const Storage* from, std::int64_t width, compute_t<Storage>* out, std::int64_t stride) {
+    using V = Vec<compute_t<Storage>>;
+    for (std::int64_t i = 0; i < stride; i += V::lanes) {
+        V::load(from + i, std::clamp<std::int64_t>(width - i, 0, V::lanes)).store(out + i);
+    }
+}
+
+// The key tile from `base` of k or v as (key_tile, stride); keys outside `seen` are zeros, whatever memory holds.
+template <class Storage>
+void pack_keys(const Head<Storage>& head, const TensorView& tensor, std::int64_t base, Span seen,
+               compute_t<Storage>* out, std::int64_t stride) {
+    for (std::int64_t key = 0; key < key_tile; ++key) {
+        if (key >= seen.begin && key < seen.end) {
+            pack_row(head.key_of(tensor, base + key), head.p.D, out + key * stride, stride);
+        } else {
+            std::fill_n(out + key * stride, stride, compute_t<Storage>(0));
+        }
+    }
+}
+
+// The same, transposed: (D, key_tile).
+template <class Storage>
+void pack_keys_transposed(const Head<Storage>& head, const TensorView& tensor, std::int64_t base, Span seen,
+                          compute_t<Storage>* out) {
+    for (std::int64_t key = 0; key < key_tile; ++key) {
+        if (key >= seen.begin && key < seen.end) {
+            const Storage* from = head.key_of(tensor, base + key);
+            for (std::int64_t i = 0; i < head.p.D; ++i) out[i * key_tile + key] = read(from + i);
+        } else {
+            for (std::int64_t i = 0; i < head.p.D; ++i) out[i * key_tile + key] = 0;
+        }
+    }
+}
+
+// ---- scores ----
+
+// Vectors of a bias (float32 or the tensors' dtype) or of a mask, at any stride between keys.
+template <class V, class T>
+V load_strided(const T* from, std::int64_t stride, std::int64_t count) {
+    if (stride == 1) return V::load(from, count);
+    T lane[V::lanes] = {};
+    for (std::int64_t i = 0; i < count; ++i) lane[i] = from[i * stride];
+    return V::load(lane);
+}
+
+// What stands between a product q·k and a weight, the same for all rows.
+template <class Storage>
+class Scores {
+  public:
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+
+    explicit Scores(const Problem& p)
+        : p_(p),
+          scale_(static_cast<Number>(p.scale)),
+          scale_log2_(static_cast<Number>(p.scale * 1.442695040888963407)),
+          cap_(static_cast<Number>(p.softcap.value_or(0))),
+          drop_below_(philox::drop_below(p.dropout < 1 ? p.dropout : 0)),
+          kept_(p.dropout < 1 ? static_cast<Number>(1 / (1 - p.dropout)) : Number(0)) {}
+
+    // Turns products of a row with the keys base + span into scores, in units of log 2, hidden ones -inf. Gives, lane
+    // by lane, their maximum. With a softcap, `slope` gets the derivative of the capped score by the uncapped one.
+    V finish(const Head<Storage>& head, std::int64_t row, Span keys, std::int64_t base, Span span, Number* scores,
+             Number* slope) const {
+        V most = V::broadcast(-infinity<Number>);
+        const Span seen = in_tile(keys, base);
+        if (!p_.softcap && !p_.bias && !p_.mask && seen.begin <= span.begin && seen.end >= span.end) {
+            const V scale = V::broadcast(scale_log2_);
+            for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+                const V x = V::load(scores + j) * scale;
+                x.store(scores + j);
+                most = max(most, x);
+            }
+            return most;
+        }
+        const V hidden = V::broadcast(-infinity<Number>);
+        for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+            const std::int64_t count = std::clamp<std::int64_t>(seen.end - j, 0, V::lanes);  // no memory beyond these
+            V x = V::load(scores + j);
+            if (p_.softcap) {
+                const V t = tanh(x * V::broadcast(scale_ / cap_));
+                if (slope) (V::broadcast(1) - t * t).store(slope + j);
+                x = t * V::broadcast(cap_ * log2_e<Number>);
+            } else {
+                x = x * V::broadcast(scale_log2_);
+            }
+            if (p_.bias) x = fma(bias(head, row, base + j, count), V::broadcast(log2_e<Number>), x);
+            if (p_.mask) x = select_less(V::zero(), mask(head, row, base + j, count), x, hidden);
+            x = select_first(count, x, hidden);
+            x = select_first(seen.begin - j, hidden, x);
+            x.store(scores + j);
+            most = max(most, x);
+        }
+        return most;
+    }
+
+    bool drops() const { return p_.dropout > 0; }
+
+    // For the keys of the tile from `base`: 0 where the weight is dropped, else 1 / (1 - dropout).
+    void dropout(const Head<Storage>& head, std::int64_t row, std::int64_t base, Number* factors) const {
+        const auto* seeds = static_cast<const std::int64_t*>(p_.seed->data);
+        const std::int64_t seed =
+            p_.seed->dimensions == 0
+                ? static_cast<std::int64_t>(static_cast<std::uint64_t>(*seeds) + static_cast<std::uint64_t>(head.index))
+                : seeds[head.index];
+        const auto position = static_cast<std::uint32_t>(p_.keys.position(head.sequence, head.query(row)));
+        const auto first = static_cast<std::uint32_t>(
+            philox::place(static_cast<std::uint64_t>(base - head.sequence.keys.begin)).block);
+        static_assert(key_tile == philox::elements_per_group);
+        for (std::uint32_t block = 0; block < philox::blocks_per_group; ++block) {
+            const philox::Words words = philox::bits(
+                static_cast<std::uint64_t>(seed), {{first + block, position, static_cast<std::uint32_t>(head.head(row)),
+                                                    static_cast<std::uint32_t>(philox::Site::attention)}});
+            for (int word = 0; word < 4; ++word) {
+                factors[word * philox::blocks_per_group + block] = words.word[word] < drop_below_ ? Number(0) : kept_;
+            }
+        }
+    }
+
+  private:
+    V bias(const Head<Storage>& head, std::int64_t row, std::int64_t key, std::int64_t count) const {
+        const std::int64_t stride = p_.bias->strides[3];
+        if (p_.bias->dtype == DType::float32) {
+            return load_strided<V>(head.template row_of_transposed<const float>(*p_.bias, row) + key * stride, stride,
+                                   count);
+        }
+        return load_strided<V>(head.template row_of_transposed<const Storage>(*p_.bias, row) + key * stride, stride,
+                               count);
+    }
+
+    // 1 where the mask is true, else 0.
+    V mask(const Head<Storage>& head, std::int64_t row, std::int64_t key, std::int64_t count) const {
+        const std::int64_t stride = p_.mask->strides[3];
+        const auto* from = head.template row_of_transposed<const std::uint8_t>(*p_.mask, row) + key * stride;
+        Number lane[V::lanes] = {};
+        for (std::int64_t i = 0; i < count; ++i) lane[i] = from[i * stride];
+        return V::load(lane);
+    }
+
+    const Problem& p_;
+    Number scale_, scale_log2_, cap_;
+    std::uint32_t drop_below_;
+    Number kept_;
+};
+
+// p where it is not exactly zero, else zero: what a hidden key's memory holds must not matter.
+template <class V>
+V where_seen(V weight, V value) {
+    constexpr auto least = std::numeric_limits<decltype(reduce_add(weight))>::denorm_min();
+    return select_less(weight, V::broadcast(least), V::zero(), value);
+}
+
+// Calls f with a value of the stored type; float64 has scalar kernels only.
+template <class F>
+void with_storage(DType dtype, F f) {
+    if (dtype == DType::bfloat16) return f(bfloat16{});
+    if constexpr (this_isa == Isa::scalar) {
+        if (dtype == DType::float64) return f(double{});
+    }
+    f(float{});
+}
+
+}  // namespace
+}  // namespace pygpt::cpu
+
+#endif

@@ -1,0 +1,224 @@
+"""Attention, with all of its options in one op. The kernels' contract is csrc/ops/attention.h."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pygpt.extension import C
+from pygpt.ops.dropout import seed_tensor
+from pygpt.ops.operation import Operation, accepts_numpy, autocast, contiguous, require_tensors
+
+Causal = Literal["bottom_right", "top_left"]
+
+
+@accepts_numpy
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool | Causal = False,
+    scale: float | None = None,
+    key_lengths: Tensor | None = None,
+    query_start: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    return_weights: bool = False,
+    return_lse: bool = False,
+) -> Any:
+    """Average the values, weighted by the softmax of each query's scores with the keys.
+
+    ``x = scale * (q @ k^T)``; with a softcap c, ``x = c * tanh(x / c)``; ``x += bias``; hidden keys get ``-inf``;
+    ``out = dropout(softmax(x)) @ v``. Query head h reads key/value head ``h // (heads / kv_heads)``. A query that sees
+    no key gives zeros. Memory is linear in the times; what hidden keys and values hold (NaN too) reaches no result.
+
+    Args:
+        q: (batch, q_time, heads, head_dim), head_dim 1 to 256; float32, bfloat16, float16 (CUDA) or float64 (CPU).
+        k: (batch, k_time, kv_heads, head_dim), like ``q``; heads is a multiple of kv_heads.
+        v: the shape of ``k``.
+        causal: True is "bottom_right": query i sees key j where j <= i + k_time - q_time; "top_left": where j <= i.
+        scale: finite; None is head_dim^-0.5.
+        key_lengths: (batch,) int64, 0 to k_time: keys from there on are hidden; the diagonal stays.
+        query_start: (batch,) int64: the place of each row's first query on the key axis (tokens already in a cache);
+            the diagonal is then j = i + query_start.
+        cu_seqlens: (documents + 1,) int64 from 0 to time, with batch 1 and q_time = k_time: attention stays inside each
+            document, which gets the result that it has alone.
+        mask: bool, broadcasts to (batch, heads, q_time, k_time); True where a key may be seen.
+        bias: added to the scores; broadcasts like ``mask``; the dtype of ``q`` or float32. It may hold -inf.
+        window: at least 1: of the keys that the diagonal allows only that many, the newest, are seen; without causal
+            those closer than that to the diagonal, on both sides.
+        softcap: positive bound of the scores.
+        dropout: the probability, 0 to 1, with which each weight is dropped; the others are divided by 1 - dropout.
+        seed: of dropout: an int or 0-d int64 tensor s, which gives row (or document) b the seed s + b, or an int64
+            tensor with one seed for each; None draws one from torch's default generator.
+        return_weights: also return the weights, (batch, heads, q_time, k_time), before dropout and without gradient.
+        return_lse: also return log(sum(exp(x))), (batch, heads, q_time) float32, -inf where no key is seen.
+
+    Returns:
+        The shape and dtype of ``q``; with ``return_weights`` or ``return_lse`` a tuple ``(out[, weights][, lse])``.
+
+    Raises:
+        ValueError: if a shape, device or value does not fit.
+        TypeError: if a dtype does not fit.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, eq. 1; Dao et al., "FlashAttention", 2022.
+    """
+    require_tensors(q=q, k=k, v=v)
+    q, k, v = autocast(q, k, v)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 1.0
+    problem = (
+        *(q, k, v, "bottom_right" if causal is True else causal or None, float(scale)),
+        *(key_lengths, query_start, cu_seqlens, mask, bias, window),
+        *(None if softcap is None else float(softcap), float(dropout)),
+        seed_tensor(seed, q.device) if dropout > 0 else None,
+    )
+    out, lse = _attention(*problem)
+    if not return_weights and not return_lse:
+        return out
+    results = [out]
+    if return_weights:
+        detached = (each.detach() if isinstance(each, Tensor) else each for each in problem)
+        results.append(_attention_weights(*detached, lse.detach()))
+    if return_lse:
+        results.append(lse.float())
+    return tuple(results)
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """The tensor itself if its last dimension has stride 1, which is all that the kernels need, else a copy."""
+    return x if x.dim() and x.stride(-1) == 1 else x.contiguous()
+
+
+def _kernel_problem(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Any, ...]:
+    return _unit_stride(q), _unit_stride(k), _unit_stride(v), *options
+
+
+def _lse_like(q: Tensor) -> Tensor:
+    if q.dim() != 4:  # the kernel's check raises
+        return q.new_empty(0)
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=_statistics_dtype(q))
+
+
+def _statistics_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _forward(q: Tensor, *problem: Any) -> tuple[Tensor, Tensor]:
+    out, lse = q.new_empty(q.shape), _lse_like(q)
+    C.attention_forward(*_kernel_problem(q, *problem), out, lse)
+    return out, lse
+
+
+def _fake(q: Tensor, *problem: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), _lse_like(q)
+
+
+def _weights_forward(*problem_and_lse: Any) -> Tensor:
+    *problem, lse = problem_and_lse
+    weights = _weights_fake(*problem_and_lse)
+    C.attention_weights(*_kernel_problem(*problem), lse, weights)
+    return weights
+
+
+def _weights_fake(q: Tensor, k: Tensor, *_: Any) -> Tensor:
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.options = tuple(None if isinstance(each, Tensor) else each for each in inputs)
+    ctx.tensors = [i for i, each in enumerate(inputs) if isinstance(each, Tensor)]
+    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), *output)
+    ctx.set_materialize_grads(False)
+
+
+_BIAS = 9  # its place among the inputs
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * len(ctx.options)
+    if grad_out is None and grad_lse is None:
+        return tuple(gradients)
+    *tensors, out, lse = ctx.saved_tensors
+    problem = list(ctx.options)
+    for i, tensor in zip(ctx.tensors, tensors, strict=True):
+        problem[i] = tensor
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    saved = (*problem, grad_out, grad_lse, out, lse)
+    if any(ctx.needs_input_grad[:3]):
+        gradients[:3] = _attention_backward(*saved)
+    if ctx.needs_input_grad[_BIAS]:
+        gradients[_BIAS] = _attention_bias_backward(*saved)
+    return tuple(gradients)
+
+
+def _kernel_saved(*saved: Any) -> tuple[Any, ...]:
+    *problem, grad_out, grad_lse, out, lse = saved
+    return (
+        *_kernel_problem(*problem),
+        _unit_stride(grad_out),
+        None if grad_lse is None else contiguous(grad_lse),
+        out,
+        lse,
+    )
+
+
+def _backward_kernel(*saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = _backward_fake(*saved)
+    C.attention_backward(*_kernel_saved(*saved), *gradients)
+    return gradients
+
+
+def _backward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _bias_backward_kernel(*saved: Any) -> Tensor:
+    grad_bias = _bias_backward_fake(*saved)
+    C.attention_bias_backward(*_kernel_saved(*saved), grad_bias)
+    return grad_bias
+
+
+def _bias_backward_fake(*saved: Any) -> Tensor:
+    bias: Tensor = saved[_BIAS]
+    return bias.new_empty(bias.shape)
+
+
+_PROBLEM = (
+    "Tensor q, Tensor k, Tensor v, str? causal, float scale, Tensor? key_lengths, Tensor? query_start, "
+    "Tensor? cu_seqlens, Tensor? mask, Tensor? bias, SymInt? window, float? softcap, float dropout, Tensor? seed"
+)
+_SAVED = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
+
+_attention_backward = Operation(
+    "attention_backward",
+    f"({_PROBLEM}, {_SAVED}) -> (Tensor, Tensor, Tensor)",
+    forward=_backward_kernel,
+    fake=_backward_fake,
+)
+_attention_bias_backward = Operation(
+    "attention_bias_backward",
+    f"({_PROBLEM}, {_SAVED}) -> Tensor",
+    forward=_bias_backward_kernel,
+    fake=_bias_backward_fake,
+)
+_attention_weights = Operation(
+    "attention_weights", f"({_PROBLEM}, Tensor lse) -> Tensor", forward=_weights_forward, fake=_weights_fake
+)
+_attention = Operation(
+    "attention",
+    f"({_PROBLEM}) -> (Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+)
