@@ -62,6 +62,11 @@ class TrainConfig:
     hidden: int | None = _option(int, None, "width inside the feed-forward network (4 times the width)", minimum=1)
     context: int | None = _option(int, None, "tokens the model sees at once (256 without a preset)", minimum=1)
     dropout: float | None = _option(float, None, "dropout (0 without a preset)", minimum=0)
+    activation: str | None = _option(str, None, "gelu_tanh, gelu or relu (gelu_tanh without a preset)")
+    positions: str | None = _option(str, None, "learned, sinusoidal or none (learned without a preset)")
+    norm: str | None = _option(str, None, "layer norm pre or post the residual sum (pre without a preset)")
+    bias: bool | None = _option(bool, None, "biases in linear maps and layer norms (yes without a preset)")
+    tie_head: bool | None = _option(bool, None, "use the token embedding as head (yes without a preset)")
     checkpoint_blocks: bool = _option(bool, False, "recompute each block in the backward pass: slower, less memory")
 
     # Training

@@ -75,11 +75,10 @@ class TerminalDisplay(Display):
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("[bold]training"),
-                BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+                BarColumn(max(8, min(40, self.console.width - 76)), complete_style="cyan", finished_style="green"),
                 TextColumn("{task.completed}/{task.total}"),
                 _StatusColumn(),
                 console=self.console,
-                expand=True,
             )
             self._task = self._progress.add_task("", total=steps, completed=done, status="")
             self._progress.start()

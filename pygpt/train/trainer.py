@@ -42,7 +42,7 @@ class Batches(Protocol):
 
 
 class TrainingStopped(RuntimeError):
-    """The guard has refused too many steps in a row; the checkpoint is saved."""
+    """The training has diverged: too many steps in a row were refused, or the parameters are no longer finite."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -141,7 +141,8 @@ class Trainer:
                     last = self.steps_done == config.steps
                     if self.validation and config.eval_every and (last or self.steps_done % config.eval_every == 0):
                         self.evaluate()
-                    if self.sample and config.sample_every and self.steps_done % config.sample_every == 0:
+                    due = config.sample_every and self.steps_done % config.sample_every == 0
+                    if self.sample and due and not report.skipped:  # a model that has diverged cannot write
                         self._write_sample()
                     if last or (config.save_every and self.steps_done % config.save_every == 0):
                         self.save()
@@ -186,9 +187,17 @@ class Trainer:
         return loss
 
     def save(self) -> Path | None:
-        """Save a checkpoint of this moment, inside a step too. Raises: OSError; those before it remain."""
+        """Save a checkpoint of this moment, inside a step too.
+
+        Raises: OSError if it cannot be written, TrainingStopped if a parameter is not finite; those before it remain.
+        """
         if self.checkpoints is None:
             return None
+        if not all(bool(parameter.isfinite().all()) for parameter in self._names):
+            raise TrainingStopped(
+                f"stopped at step {self.steps_done}: the parameters are no longer finite, so they are not saved; "
+                f"{self._last_saved()}. Use a lower learning rate"
+            )
         state = TrainingState(
             step=self.steps_done,
             part=self._parts_done,
@@ -288,12 +297,16 @@ class Trainer:
         self.display.sample(self.steps_done, text)
 
     def _give_up(self, report: StepReport) -> None:
-        path = self.save()
-        kept = f"; the model as it was before them is in {path}" if path else ""
+        self.save()
         raise TrainingStopped(
             f"stopped at step {report.step}: {self.guard.refused_in_a_row} steps in a row were skipped, the last "
-            f"because {report.skipped}{kept}. Resume with a lower learning rate, or a larger spike_sigma or patience"
+            f"because {report.skipped}; {self._last_saved()}. Resume with a lower learning rate, or a larger "
+            "spike_sigma or patience"
         )
+
+    def _last_saved(self) -> str:
+        paths = self.checkpoints.paths() if self.checkpoints is not None else []
+        return f"the last checkpoint is {paths[-1]}" if paths else "there is no checkpoint"
 
     def _arithmetic(self) -> torch.autocast:
         """Forward in the configured dtype; backward follows it. Parameters, gradients and optimiser state stay fp32."""

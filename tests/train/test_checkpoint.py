@@ -1,17 +1,14 @@
 """Checkpoints are whole or absent, keep every bit, and say clearly what is wrong with one that cannot be read."""
 
 import json
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from pygpt.train.checkpoint import Checkpoints, TrainingState, load_checkpoint
+from tests.disk import files_of_at_most
 
 
 def state(step: int, part: int = 0) -> TrainingState:
@@ -29,19 +26,6 @@ def save_model(folder: Path) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Make writes fail half-way, as a full disk does; SIGXFSZ must be ignored to get an error instead of death."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_round_trip_to_the_bit(tmp_path: Path) -> None:

@@ -178,6 +178,22 @@ def test_too_many_skipped_steps_end_the_run_with_its_checkpoint(tmp_path: Path) 
     assert all(torch.isfinite(p).all() for p in resumed.model.parameters())
 
 
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, keep=1, save_every=1)
+
+    class Breaks(Display):
+        def step(self, report: StepReport) -> None:
+            if report.step == 3:
+                trainer.model.norm.bias.data[0] = math.inf
+
+    trainer.display = Breaks()
+    with pytest.raises(
+        TrainingStopped, match=r"step 3: the parameters are no longer finite.*checkpoint is .*step-00000002"
+    ):
+        trainer.run()
+    assert [path.name for path in Checkpoints(tmp_path / "checkpoints").paths()] == ["step-00000002"]
+
+
 def test_signals_ask_for_a_checkpoint_and_are_given_back(tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(number)
