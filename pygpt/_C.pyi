@@ -119,6 +119,17 @@ def cross_entropy_backward(
 def dropout_forward(x: Tensor, seed: Tensor, p: float, out: Tensor) -> None: ...
 def embedding_forward(ids: Tensor, table: Tensor, out: Tensor) -> None: ...
 def embedding_backward(grad_out: Tensor, ids: Tensor, grad_table: Tensor) -> None: ...
+def sample_forward(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seeds: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor,
+) -> None: ...
 def layer_norm_forward(
     x: Tensor,
     residual: Tensor | None,

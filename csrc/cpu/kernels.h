@@ -9,6 +9,7 @@
 #include "ops/dropout.h"
 #include "ops/embedding.h"
 #include "ops/layer_norm.h"
+#include "ops/sample.h"
 
 namespace pygpt::cpu {
 
@@ -43,6 +44,9 @@ template <Isa isa>
 void layer_norm_forward(const layer_norm::Forward& arguments);
 template <Isa isa>
 void layer_norm_backward(const layer_norm::Backward& arguments);
+
+template <Isa isa>
+void sample_forward(const sample::Forward& arguments);
 
 }  // namespace pygpt::cpu
 

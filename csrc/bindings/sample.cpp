@@ -1,0 +1,36 @@
+#include "ops/sample.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/tensors.h"
+
+namespace pygpt::bindings {
+namespace {
+
+void forward(py::handle logits, double temperature, std::optional<std::int64_t> top_k, std::optional<double> top_p,
+             std::optional<double> min_p, py::handle seeds, py::handle positions, py::handle tokens,
+             py::handle logprobs) {
+    const sample::Forward arguments{
+        .logits = view(logits, "logits"),
+        .temperature = temperature,
+        .top_k = top_k,
+        .top_p = top_p,
+        .min_p = min_p,
+        .seeds = view(seeds, "seeds"),
+        .positions = view(positions, "positions"),
+        .tokens = view(tokens, "tokens"),
+        .logprobs = view(logprobs, "logprobs"),
+    };
+    call([&] { sample::forward(arguments); });
+}
+
+}  // namespace
+
+void add_sample(py::module_& module) {
+    module.def("sample_forward", &forward, py::arg("logits"), py::arg("temperature"), py::arg("top_k"),
+               py::arg("top_p"), py::arg("min_p"), py::arg("seeds"), py::arg("positions"), py::arg("tokens"),
+               py::arg("logprobs"));
+}
+
+}  // namespace pygpt::bindings
