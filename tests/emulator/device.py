@@ -1,0 +1,188 @@
+"""The emulated device from Python: PTX text in, NumPy arrays as device memory, a fault's report as an exception.
+
+with Device(arch=90, seed=1) as device:
+    module = device.load(ptx)
+    module.launch("scale", grid=4, block=128, args=[out, x, np.float32(2)], writable=[out])
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BUILD = Path(__file__).resolve().parents[2] / "build" / "emulator"
+
+DEFAULTS = {
+    "arch": 90,
+    "multiprocessors": 4,
+    "seed": 1,
+    "arith_seed": 0,
+    "instruction_limit": 2_000_000_000,
+    "stall_limit": 20_000_000,
+    "count": 0,
+    "drop_line": 0,
+    "fast_mma": 0,
+}
+CHECKS = (
+    "check_bounds",
+    "check_alignment",
+    "check_races",
+    "check_warp_races",
+    "check_global",
+    "check_init",
+    "check_proxy",
+    "check_async",
+    "check_masks",
+    "check_barriers",
+    "check_readonly",
+)
+
+
+class DeviceFault(RuntimeError):
+    """The kernel did something wrong, or holds an instruction that is not emulated; the text is the report."""
+
+
+def _library() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(BUILD / "libpygpt_emulator_python.so"))
+    lib.pygpt_emulator_error.restype = ctypes.c_char_p
+    lib.pygpt_emulator_load.restype = ctypes.c_void_p
+    lib.pygpt_emulator_load.argtypes = [ctypes.c_char_p]
+    lib.pygpt_emulator_unload.argtypes = [ctypes.c_void_p]
+    lib.pygpt_emulator_kernels.restype = ctypes.c_char_p
+    lib.pygpt_emulator_kernels.argtypes = [ctypes.c_void_p]
+    lib.pygpt_emulator_synchronisation.restype = ctypes.c_char_p
+    lib.pygpt_emulator_synchronisation.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    lib.pygpt_emulator_register.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    lib.pygpt_emulator_unregister.argtypes = [ctypes.c_void_p]
+    lib.pygpt_emulator_set_option.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    lib.pygpt_emulator_take_counts.restype = ctypes.c_char_p
+    lib.pygpt_emulator_launch.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.POINTER(ctypes.c_uint),
+        ctypes.c_uint,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.c_uint,
+    ]
+    return lib
+
+
+Shape = int | tuple[int, ...]
+
+
+def _three(shape: Shape) -> list[int]:
+    sizes = [shape] if isinstance(shape, int) else list(shape)
+    return sizes + [1] * (3 - len(sizes))
+
+
+class Device:
+    """One setting of the emulator's options; every device of a process shares the same emulator."""
+
+    def __init__(self, **settings: int) -> None:
+        unknown = set(settings) - set(DEFAULTS) - set(CHECKS)
+        if unknown:
+            raise ValueError(f"the emulator has no options {sorted(unknown)}")
+        self._lib = _library()
+        self._settings = {**DEFAULTS, **dict.fromkeys(CHECKS, 1), **settings}
+
+    def apply(self) -> ctypes.CDLL:
+        """Put this device's options in force."""
+        for name, value in self._settings.items():
+            if self._lib.pygpt_emulator_set_option(name.encode(), str(int(value)).encode()):
+                raise ValueError(self._lib.pygpt_emulator_error().decode())
+        return self._lib
+
+    def load(self, ptx: str | Path) -> LoadedModule:
+        """Parse PTX, given as text or as a file; DeviceFault if it is malformed."""
+        return LoadedModule(self, ptx.read_text() if isinstance(ptx, Path) else ptx)
+
+    def counts(self) -> list[dict[str, Any]]:
+        """What every launch since the last call used, if the option ``count`` is set."""
+        return json.loads(self._lib.pygpt_emulator_take_counts())
+
+
+class LoadedModule:
+    """A module on a device."""
+
+    def __init__(self, device: Device, ptx: str) -> None:
+        self._device = device
+        lib = device.apply()
+        self._handle = lib.pygpt_emulator_load(ptx.encode())
+        if not self._handle:
+            raise DeviceFault(lib.pygpt_emulator_error().decode())
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._device._lib.pygpt_emulator_unload(self._handle)
+
+    @property
+    def kernels(self) -> list[str]:
+        """The names of its kernels."""
+        return self._device._lib.pygpt_emulator_kernels(self._handle).decode().split()
+
+    def synchronisation(self, kernel: str) -> list[tuple[int, str, str]]:
+        """(PTX line, source line, text) of the kernel's synchronising instructions."""
+        text = self._device.apply().pygpt_emulator_synchronisation(self._handle, kernel.encode()).decode()
+        rows = [row.split("\t") for row in text.splitlines()]
+        return [(int(line), source, ptx) for line, source, ptx in rows]
+
+    def launch(
+        self,
+        kernel: str,
+        *,
+        grid: Shape = 1,
+        block: Shape = 128,
+        cluster: Shape = 1,
+        args: Sequence[Any] = (),
+        readonly: Sequence[np.ndarray] = (),
+        shared: int = 0,
+        extents: dict[int, int] | None = None,
+    ) -> None:
+        """Run a kernel to its end.
+
+        Args:
+            args: arrays are passed as pointers to their memory, NumPy scalars and ``bytes`` by value.
+            readonly: those of the arrays that the kernel must not write.
+            shared: bytes of dynamic shared memory.
+            extents: by argument, how many bytes of an array are device memory, if not all.
+        Raises: DeviceFault with the report.
+        """
+        lib = self._device.apply()
+        values: list[Any] = []
+        registered: list[int] = []
+        for i, a in enumerate(args):
+            if isinstance(a, np.ndarray):
+                assert a.flags.c_contiguous, "arrays on the device are contiguous"
+                writable = not any(a is r for r in readonly)
+                lib.pygpt_emulator_register(a.ctypes.data, (extents or {}).get(i, a.nbytes), int(writable))
+                registered.append(a.ctypes.data)
+                values.append(ctypes.c_uint64(a.ctypes.data))
+            elif isinstance(a, bytes):
+                values.append(ctypes.create_string_buffer(a, len(a)))
+            else:
+                values.append(ctypes.create_string_buffer(np.asarray(a).tobytes(), np.asarray(a).nbytes))
+        pointers = (ctypes.c_void_p * max(1, len(values)))(*[ctypes.addressof(v) for v in values])
+        dims = (ctypes.c_uint * 9)(*_three(grid), *_three(block), *_three(cluster))
+        try:
+            failed = lib.pygpt_emulator_launch(self._handle, kernel.encode(), dims, shared, pointers, len(values))
+        finally:
+            for address in registered:
+                lib.pygpt_emulator_unregister(address)
+        if failed:
+            raise DeviceFault(lib.pygpt_emulator_error().decode())
+
+
+def build(cmake: str) -> None:
+    """Build the emulator and its test kernels into build/emulator, if they are not up to date."""
+    source = Path(__file__).resolve().parent
+    configure = [cmake, "-S", str(source), "-B", str(BUILD), "-G", "Ninja"]
+    for command in (configure, [cmake, "--build", str(BUILD)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")

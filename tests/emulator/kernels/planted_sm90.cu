@@ -1,0 +1,256 @@
+// Planted bugs, sm_90a: asynchronous copies, mbarriers, wgmma, clusters. As planted.cu.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#define KERNEL extern "C" __global__ void
+
+__device__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+__device__ void init(uint64_t* bar, unsigned count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
+}
+__device__ void fence_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ void fence_proxy() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ void arrive(uint64_t* bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+__device__ void expect(uint64_t* bar, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes)
+                 : "memory");
+}
+__device__ bool try_wait(uint64_t* bar, unsigned parity) {
+    unsigned done;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(shared_address(bar)), "r"(parity)
+                 : "memory");
+    return done;
+}
+__device__ void wait(uint64_t* bar, unsigned parity) {
+    while (!try_wait(bar, parity)) {
+    }
+}
+__device__ void bulk_load(void* to, const void* from, unsigned bytes, uint64_t* bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(bar))
+                 : "memory");
+}
+__device__ void bulk_store(void* to, const void* from, unsigned bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
+                 "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ void wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+enum Step { kRight, kNoWait, kWrongParity, kWrongBytes, kTryOnce, kNoInitFence, kNoInitBarrier, kNoInit };
+
+__device__ void load_and_use(float* out, const float* in, Step step) {
+    __shared__ __align__(128) float s[512];
+    __shared__ uint64_t bar;
+    if (threadIdx.x == 0 && step != kNoInit) {
+        init(&bar, 1);
+        if (step != kNoInitFence) fence_init();
+    }
+    if (step != kNoInitBarrier) __syncthreads();
+    if (threadIdx.x == 0) {
+        expect(&bar, step == kWrongBytes ? 2064 : 2048);
+        bulk_load(s, in, 2048, &bar);
+    }
+    if (step == kTryOnce)
+        try_wait(&bar, 0);
+    else if (step != kNoWait)
+        wait(&bar, step == kWrongParity ? 1 : 0);
+    out[threadIdx.x] = s[threadIdx.x];
+    __syncthreads();
+    if (step != kWrongBytes) wait(&bar, 0);  // nobody leaves while the copy is in flight
+}
+KERNEL load_without_wait(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kNoWait : kRight);
+}
+KERNEL load_wrong_parity(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kWrongParity : kRight);
+}
+KERNEL load_wrong_bytes(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kWrongBytes : kRight);
+}
+KERNEL load_try_once(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kTryOnce : kRight);
+}
+KERNEL init_without_fence(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kNoInitFence : kRight);
+}
+KERNEL init_without_barrier(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kNoInitBarrier : kRight);
+}
+KERNEL barrier_without_init(float* out, const float* in, int wrong) {
+    load_and_use(out, in, wrong ? kNoInit : kRight);
+}
+
+// A load that nobody waits for, and whose block ends.
+KERNEL load_in_flight_at_end(float* out, const float* in, int wrong) {
+    __shared__ __align__(128) float s[512];
+    __shared__ uint64_t bar;
+    if (threadIdx.x == 0) {
+        init(&bar, 1);
+        fence_init();
+        expect(&bar, 2048);
+        bulk_load(s, in, 2048, &bar);
+        if (!wrong) wait(&bar, 0);
+    }
+    out[threadIdx.x] = 1;
+}
+
+KERNEL too_many_arrivals(float* out, const float*, int wrong) {
+    __shared__ uint64_t bar;
+    if (threadIdx.x == 0) init(&bar, wrong ? 127 : 128);
+    __syncthreads();
+    const bool late = threadIdx.x == 127;
+    if (!late) arrive(&bar);
+    if (wrong) {
+        // The 128th arrival falls into the next phase, and so does one of each round: the phase fills up too early.
+        if (late)
+            for (int i = 0; i < 3; ++i)
+                asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&bar)), "r"(64));
+    } else if (late) {
+        arrive(&bar);
+    }
+    wait(&bar, 0);
+    out[threadIdx.x] = 1;
+}
+
+enum StoreStep { kStoreRight, kStoreNoFence, kStoreReuse, kStoreNoWait };
+__device__ void store(float* out, const float* in, StoreStep step) {
+    __shared__ __align__(128) float s[128];
+    s[threadIdx.x] = in[threadIdx.x];
+    if (step != kStoreNoFence) fence_proxy();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        bulk_store(out, s, 512);
+        if (step == kStoreReuse) s[0] = 7;
+        if (step != kStoreNoWait) wait_read();
+    }
+}
+KERNEL store_without_fence(float* out, const float* in, int wrong) {
+    store(out, in, wrong ? kStoreNoFence : kStoreRight);
+}
+KERNEL store_source_reused(float* out, const float* in, int wrong) {
+    store(out, in, wrong ? kStoreReuse : kStoreRight);
+}
+KERNEL store_without_wait(float* out, const float* in, int wrong) {
+    store(out, in, wrong ? kStoreNoWait : kStoreRight);
+}
+
+// ---- wgmma: D (64, 8) = A (64, 16) B (16, 8), both K-major without swizzle: 8 x 16-byte core matrices.
+__device__ uint64_t descriptor(const void* p, unsigned leading, unsigned stride) {
+    return static_cast<uint64_t>((shared_address(p) & 0x3ffff) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
+           static_cast<uint64_t>(stride >> 4) << 32;
+}
+enum MatrixStep { kMatrixRight, kMatrixNoFence, kMatrixNoWait, kMatrixOverwrite, kMatrixDescriptors };
+__device__ void multiply(float* out, const float* in, MatrixStep step) {
+    __shared__ __align__(128) __nv_bfloat16 a[64 * 16];
+    __shared__ __align__(128) __nv_bfloat16 b[8 * 16];
+    for (int i = threadIdx.x; i < 64 * 16; i += 128) a[i] = __float2bfloat16(in[i % 128]);
+    b[threadIdx.x] = __float2bfloat16(in[threadIdx.x]);
+    if (step != kMatrixNoFence) fence_proxy();
+    __syncthreads();
+    // Two core matrices along k, 128 bytes apart; groups of 8 rows 256 bytes apart.
+    const uint64_t da = descriptor(a, 128, 256) + (step == kMatrixDescriptors && threadIdx.x >= 96 ? 16 : 0),
+                   db = descriptor(b, 128, 256);
+    float d[4] = {0, 0, 0, 0};
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 0, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "l"(da), "l"(db));
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    if (step == kMatrixOverwrite) b[threadIdx.x] = __float2bfloat16(0);
+    if (step == kMatrixNoWait)
+        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+    else
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = d[i];
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+KERNEL wgmma_without_fence(float* out, const float* in, int wrong) {
+    multiply(out, in, wrong ? kMatrixNoFence : kMatrixRight);
+}
+KERNEL wgmma_without_wait(float* out, const float* in, int wrong) {
+    multiply(out, in, wrong ? kMatrixNoWait : kMatrixRight);
+}
+KERNEL wgmma_operand_changed(float* out, const float* in, int wrong) {
+    multiply(out, in, wrong ? kMatrixOverwrite : kMatrixRight);
+}
+KERNEL wgmma_descriptors(float* out, const float* in, int wrong) {
+    multiply(out, in, wrong ? kMatrixDescriptors : kMatrixRight);
+}
+
+// ---- Clusters of two
+__device__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+}
+__device__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+__device__ float of_neighbour(const float* p) {
+    float x;
+    asm volatile(
+        "{ .reg .u32 a, r; mov.u32 r, %%cluster_ctarank; xor.b32 r, r, 1; mapa.shared::cluster.u32 a, %1, r; "
+        "ld.shared::cluster.f32 %0, [a]; }"
+        : "=f"(x)
+        : "r"(shared_address(p))
+        : "memory");
+    return x;
+}
+KERNEL neighbour_race(float* out, const float* in, int wrong) {
+    __shared__ float s[128];
+    s[threadIdx.x] = 0;
+    cluster_arrive();
+    cluster_wait();
+    s[threadIdx.x] = in[threadIdx.x];
+    if (wrong) __syncthreads();
+    cluster_arrive();
+    if (!wrong) cluster_wait();
+    out[blockIdx.x * 128 + threadIdx.x] = of_neighbour(s + threadIdx.x);
+    if (wrong) cluster_wait();
+    cluster_arrive();
+    cluster_wait();
+}
+KERNEL neighbour_ended(float* out, const float* in, int wrong) {
+    __shared__ float s[128];
+    s[threadIdx.x] = in[threadIdx.x];
+    cluster_arrive();
+    cluster_wait();
+    if (wrong && blockIdx.x == 1) return;
+    if (wrong) {
+        for (int i = 0; i < 2000; ++i) __nanosleep(100);
+    }
+    out[blockIdx.x * 128 + threadIdx.x] = of_neighbour(s + threadIdx.x);
+    cluster_arrive();
+    cluster_wait();
+}
+KERNEL cluster_barrier_twice(float* out, const float*, int wrong) {
+    cluster_arrive();
+    if (wrong) cluster_arrive();
+    cluster_wait();
+    out[threadIdx.x + blockIdx.x * 128] = 1;
+}
+
+// Dynamic shared memory is declared with 16-byte alignment, and a swizzled or tensor destination needs more.
+KERNEL dynamic_alignment(float* out, const float* in, int wrong) {
+    extern __shared__ __align__(16) char dynamic[];
+    char* base = wrong ? dynamic : reinterpret_cast<char*>((reinterpret_cast<uint64_t>(dynamic) + 127) & ~127ull);
+    float* s = reinterpret_cast<float*>(base);
+    if (shared_address(s) % 128) __trap();  // what a tensor copy would do
+    s[threadIdx.x] = in[threadIdx.x];
+    out[threadIdx.x] = s[threadIdx.x];
+}

@@ -1,0 +1,34 @@
+// Counts of what each instruction of a kernel used in one launch, by which bank conflicts, scattered accesses and
+// redundant work are found. They are counts of PTX, not of machine code, and no times.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace emulator {
+
+struct InstructionCounts {
+    u64 issued = 0;                               // warp instructions
+    u64 lanes = 0;                                // lanes that took part
+    u64 divergent = 0;                            // issued while the warp was split into groups
+    u64 shared_wavefronts = 0, shared_ideal = 0;  // passes over the 32 banks: needed, and without conflicts
+    u64 global_sectors = 0, global_ideal = 0;     // of 32 bytes: touched, and enough for the bytes asked for
+    u64 tensor_macs = 0;
+    u64 waits = 0;  // turns that ended here because a barrier, copy or other warp was not ready
+};
+
+struct Counters {
+    bool on = false;
+    std::vector<InstructionCounts> by_instruction;
+
+    void start(const Kernel& kernel) { by_instruction.assign(kernel.code.size(), {}); }
+    // Wavefronts of a warp's access of `bytes` per lane: 8- and 16-byte accesses go in 2 and 4 groups of lanes.
+    void shared_access(u32 instruction, const u32* offsets, LaneMask lanes, u32 bytes);
+    void global_access(u32 instruction, const u64* addresses, LaneMask lanes, u32 bytes);
+};
+
+// One launch as a JSON object: totals by class, then a row for each CUDA source line (or PTX line where there is none).
+std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, u32 threads);
+
+}  // namespace emulator

@@ -1,0 +1,591 @@
+// Memory: which host memory is device memory; address spaces; ld, st, atom and red.
+// PTX ISA: "State Spaces", "Generic Addressing", "Memory Consistency Model", "Data Movement: ld, st", "atom", "red".
+#include "memory.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+#include "instructions.h"
+#include "options.h"
+#include "shadow.h"
+
+namespace emulator {
+namespace {
+
+// ---- Ranges that kernels may touch
+struct Range {
+    u64 begin, end;
+    bool writable;
+};
+struct Registration {
+    u64 bytes;
+    bool writable;
+};
+std::multimap<u64, Registration>& registrations() {
+    static std::multimap<u64, Registration> r;
+    return r;
+}
+// The registrations as disjoint ranges, sorted: overlapping ones become one, writable if any of them is. Ranges that
+// only touch stay apart, so that running off the end of a tensor into its neighbour is an error.
+std::vector<Range>& ranges() {
+    static std::vector<Range> r;
+    return r;
+}
+void rebuild_ranges() {
+    std::vector<Range>& list = ranges();
+    list.clear();
+    for (const auto& [begin, r] : registrations()) {
+        if (!list.empty() && begin < list.back().end) {
+            list.back().end = std::max(list.back().end, begin + r.bytes);
+            list.back().writable |= r.writable;
+        } else {
+            list.push_back({begin, begin + r.bytes, r.writable});
+        }
+    }
+}
+const Range* range_at(u64 address) {
+    static std::size_t last = 0;
+    const std::vector<Range>& list = ranges();
+    if (last < list.size() && address >= list[last].begin && address < list[last].end) return &list[last];
+    const auto after =
+        std::upper_bound(list.begin(), list.end(), address, [](u64 a, const Range& r) { return a < r.begin; });
+    if (after == list.begin()) return nullptr;
+    last = static_cast<std::size_t>(after - list.begin()) - 1;
+    return &list[last];
+}
+
+std::string hexadecimal(u64 x) {
+    char text[24];
+    std::snprintf(text, sizeof text, "%#llx", static_cast<unsigned long long>(x));
+    return text;
+}
+
+}  // namespace
+
+void device_register(const void* p, std::size_t bytes, bool writable) {
+    registrations().insert({reinterpret_cast<u64>(p), {bytes, writable}});
+    rebuild_ranges();
+}
+
+void device_unregister(const void* p) {
+    const auto found = registrations().find(reinterpret_cast<u64>(p));
+    if (found == registrations().end()) return;
+    registrations().erase(found);
+    rebuild_ranges();
+}
+
+void* device_allocate(std::size_t bytes) {
+    const std::size_t with_gap = (bytes + 255) / 256 * 256 + 256;
+    void* p = std::aligned_alloc(256, with_gap);
+    std::memset(p, 0xff, with_gap);
+    device_register(p, bytes, true);
+    return p;
+}
+
+void device_free(void* p) {
+    if (!p) return;
+    const auto found = registrations().find(reinterpret_cast<u64>(p));
+    if (found != registrations().end()) forget_global(found->first, found->second.bytes);
+    device_unregister(p);
+    std::free(p);
+}
+
+u8* global_pointer(Warp& w, u64 address, u32 bytes, bool write) {
+    const Range* r = range_at(address);
+    if (options().check_bounds && (!r || address + bytes > r->end)) {
+        if (r && address < r->end + 4096)
+            fault(w, "global access of " + std::to_string(bytes) + " bytes at offset " +
+                         std::to_string(address - r->begin) + " of " + std::to_string(r->end - r->begin) +
+                         " bytes of device memory");
+        fault(w, "global access of " + std::to_string(bytes) + " bytes at " + hexadecimal(address) +
+                     ", which is no device memory of this launch");
+    }
+    if (write && r && !r->writable && options().check_readonly)
+        fault(w, "writes to read-only memory, at offset " + std::to_string(address - r->begin) + " of " +
+                     std::to_string(r->end - r->begin) + " bytes");
+    return reinterpret_cast<u8*>(address);
+}
+
+u8* shared_pointer(Warp& w, u64 address, u32 bytes, Block*& block, u32& offset) {
+    const u32 rank = static_cast<u32>(address) >> 24;
+    offset = static_cast<u32>(address) & kSharedOffsetMask;
+    Cluster& cluster = cluster_of(w);
+    if (rank > cluster.blocks.size()) fault(w, "a shared::cluster address of a block outside of the cluster");
+    block = rank ? cluster.blocks[rank - 1].get() : w.block;
+    if (block != w.block && options().check_bounds &&
+        std::all_of(block->warps.begin(), block->warps.end(), [](const Warp& other) { return other.groups.empty(); }))
+        fault(w, "shared memory of a block of the cluster that has ended");
+    if (offset + bytes > block->shared.size())
+        fault(w, "shared access of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
+                     "; the block has " + std::to_string(block->shared.size()) + " bytes");
+    return block->shared.data() + offset;
+}
+
+u8* local_pointer(Warp& w, int lane, u64 address, u32 bytes) {
+    const u32 offset = static_cast<u32>(address);
+    if (offset + bytes > w.frame_bytes) fault(w, "local access out of bounds");
+    return w.frame.data() + static_cast<std::size_t>(lane) * w.frame_bytes + offset;
+}
+
+const u8* param_pointer(Warp& w, u64 address, u32 bytes) {
+    const u32 offset = static_cast<u32>(address);
+    if (offset + bytes > grid_of(w).kernel->param_bytes) fault(w, "access past the kernel's parameters");
+    return grid_of(w).params + offset;
+}
+
+Space space_of(u64 generic_address) {
+    switch (generic_address >> 56) {
+        case kSharedWindow >> 56:
+            return Space::shared;
+        case kLocalWindow >> 56:
+            return Space::local;
+        case kParamWindow >> 56:
+            return Space::param;
+        default:
+            return Space::global;
+    }
+}
+
+void check_aligned(Warp& w, u64 address, u32 to, const char* what) {
+    if (address % to == 0) return;
+    if (!options().check_alignment) return;
+    fault(w, "misaligned: " + std::string(what) + " at " + hexadecimal(address & 0xffffffffffffffull) +
+                 ", which is no multiple of " + std::to_string(to));
+}
+
+LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool write, bool strong) {
+    if (space == Space::generic) space = space_of(address);
+    check_aligned(w, address, bytes, "access");
+    w.lane = lane;
+    LaneAccess result{nullptr, space, nullptr, 0};
+    switch (space) {
+        case Space::shared:
+            result.pointer = shared_pointer(w, address, bytes, result.block, result.offset);
+            if (write)
+                shared_write(w, actor(w, strong), *result.block, result.offset, bytes);
+            else
+                shared_read(w, actor(w, strong), *result.block, result.offset, bytes);
+            break;
+        case Space::local:
+            result.pointer = local_pointer(w, lane, address, bytes);
+            break;
+        case Space::param:
+            if (write) fault(w, "writes to a kernel's parameters");
+            result.pointer = const_cast<u8*>(param_pointer(w, address, bytes));
+            break;
+        default:
+            result.pointer = global_pointer(w, address, bytes, write);
+            if (write)
+                global_write(w, actor(w, strong), address, bytes);
+            else if (space != Space::constant)
+                global_read(w, actor(w, strong), address, bytes);
+    }
+    w.lane = -1;
+    return result;
+}
+
+namespace {
+
+// ---- Order through global memory
+// A release (a write after a fence, or one that is itself a release) leaves what its warp knew at the address; an
+// acquire takes it up. Relaxed writes show what was known at the warp's last fence; what relaxed reads see is known
+// from the reader's next fence on. ("Release and Acquire Patterns")
+enum class Order : u32 { weak, relaxed, acquire, release, acq_rel };
+
+struct SyncLocation {
+    u32 launch = 0;
+    std::map<u32, Clock> by_cluster;  // what was released, in the terms of the releasing cluster
+};
+std::unordered_map<u64, SyncLocation>& sync_locations() {
+    static std::unordered_map<u64, SyncLocation> map;
+    return map;
+}
+
+void order_write(Warp& w, u64 address, Order order) {
+    if (order == Order::weak) return;
+    const bool releases = order == Order::release || order == Order::acq_rel;
+    const Clock& shown = releases ? w.clock : w.fenced;
+    if (shown.own.empty()) return;
+    SyncLocation& s = sync_locations()[address];
+    if (s.launch != grid_of(w).launch) s.launch = grid_of(w).launch, s.by_cluster.clear();
+    s.by_cluster[cluster_number(w)].join(shown);
+    w.tick();
+}
+
+void order_read(Warp& w, u64 address, Order order) {
+    if (order == Order::weak) return;
+    const auto s = sync_locations().find(address);
+    if (s == sync_locations().end() || s->second.launch != grid_of(w).launch) return;
+    Clock& into = order == Order::acquire || order == Order::acq_rel ? w.clock : w.seen_by_relaxed;
+    for (const auto& [cluster, clock] : s->second.by_cluster) into.join_from(clock, cluster, cluster_number(w));
+}
+
+Order order_of(Binder& b, Order otherwise) {
+    const std::string name = b.one_of({"weak", "relaxed", "volatile", "acquire", "release", "acq_rel", "mmio"});
+    b.ignore({"cta", "cluster", "gpu", "sys"});
+    if (name == "acquire") return Order::acquire;
+    if (name == "release") return Order::release;
+    if (name == "acq_rel") return Order::acq_rel;
+    if (name == "weak") return Order::weak;
+    return name.empty() ? otherwise : Order::relaxed;
+}
+
+void ignore_cache_hints(Binder& b) {
+    b.ignore({"ca",
+              "cg",
+              "cs",
+              "lu",
+              "cv",
+              "wb",
+              "wt",
+              "nc",
+              "L1::evict_last",
+              "L1::no_allocate",
+              "L1::evict_first",
+              "L1::evict_normal",
+              "L1::evict_unchanged",
+              "L2::cache_hint",
+              "L2::64B",
+              "L2::128B",
+              "L2::256B",
+              "L2::evict_last",
+              "L2::evict_first",
+              "L2::evict_normal",
+              "unified"});
+}
+
+void count_access(Warp& w, const Instruction& in, const Operand& address, LaneMask lanes, u32 bytes) {
+    Grid& grid = grid_of(w);
+    u64 addresses[kLanes] = {};
+    u32 offsets[kLanes] = {};
+    for_lanes(lanes, [&](int lane) {
+        addresses[lane] = w.address(address, lane);
+        offsets[lane] = static_cast<u32>(addresses[lane]) & kSharedOffsetMask;
+    });
+    const Space space = in.space == Space::generic ? space_of(addresses[first_lane(lanes)]) : in.space;
+    const u32 index = static_cast<u32>(&in - grid.kernel->code.data());
+    if (space == Space::shared)
+        grid.counters.shared_access(index, offsets, lanes, bytes);
+    else if (space == Space::global)
+        grid.counters.global_access(index, addresses, lanes, bytes);
+}
+
+// ---- ld, st. count: bytes of an element; flags: Order.
+Flow execute_load(Warp& w, const Instruction& in, LaneMask lanes) {
+    const Operand& address = in.operands[1];
+    const std::vector<Operand>& elements = in.operands[0].parts;
+    const u32 element_bytes = in.count, bytes = element_bytes * static_cast<u32>(elements.size());
+    const Order order = static_cast<Order>(in.flags);
+    if (grid_of(w).counters.on) count_access(w, in, address, lanes, bytes);
+    for_lanes(lanes, [&](int lane) {
+        const u64 at = w.address(address, lane);
+        const LaneAccess a = access(w, lane, at, in.space, bytes, false, order != Order::weak);
+        const u8* p = a.pointer;
+        for (const Operand& e : elements) {
+            u64 x = 0;
+            std::memcpy(&x, p, element_bytes);
+            if (is_signed(in.type)) {
+                const u32 shift = 64 - 8 * element_bytes;
+                x = static_cast<u64>(static_cast<i64>(x << shift) >> shift);
+            }
+            if (e.wide)
+                w.reg64(e.slot)[lane] = x;
+            else
+                w.reg32(e.slot)[lane] = static_cast<u32>(x);
+            p += element_bytes;
+        }
+        if (a.space == Space::global) order_read(w, at, order);
+    });
+    return Flow::next;
+}
+
+Flow execute_store(Warp& w, const Instruction& in, LaneMask lanes) {
+    const Operand& address = in.operands[0];
+    const std::vector<Operand>& elements = in.operands[1].parts;
+    const u32 element_bytes = in.count, bytes = element_bytes * static_cast<u32>(elements.size());
+    const Order order = static_cast<Order>(in.flags);
+    if (grid_of(w).counters.on) count_access(w, in, address, lanes, bytes);
+    bool changed = false;
+    for_lanes(lanes, [&](int lane) {
+        const u64 at = w.address(address, lane);
+        const LaneAccess a = access(w, lane, at, in.space, bytes, true, order != Order::weak);
+        if (a.space == Space::global) order_write(w, at, order);
+        u8* p = a.pointer;
+        for (const Operand& e : elements) {
+            const void* from = e.wide ? static_cast<void*>(w.reg64(e.slot) + lane) : w.reg32(e.slot) + lane;
+            changed |= std::memcmp(p, from, element_bytes) != 0;
+            std::memcpy(p, from, element_bytes);
+            p += element_bytes;
+        }
+    });
+    if (changed) grid_of(w).effect();
+    return Flow::next;
+}
+
+void bind_load_or_store(Binder& b, bool store) {
+    Instruction& in = b.in;
+    b.memory_space();
+    if (in.space == Space::param && store) in.space = Space::local;  // a call's parameter
+    in.type = b.last_type();
+    if (in.type == Type::b128) b.unsupported("128-bit elements");
+    b.one_of({"v2", "v4", "v8"});
+    ignore_cache_hints(b);
+    in.flags = static_cast<u32>(order_of(b, Order::weak));
+    const std::size_t address = store ? 0 : 1;
+    b.address(address, in.space);
+    in.count = static_cast<u32>(size_of(in.type));
+    b.vector(1 - address, in.count == 8);
+    const Class klass = in.space == Space::shared                              ? Class::shared
+                        : in.space == Space::local || in.space == Space::param ? Class::local
+                                                                               : Class::global;
+    b.run(store ? execute_store : execute_load, klass);
+}
+
+// ---- atom, red. variant: Atomic; flags: Order; count: bytes; dst operands only for atom.
+enum class Atomic : u32 { add, min, max, inc, dec, and_, or_, xor_, exch, cas };
+
+template <class H>
+u64 add_halves(u64 a, u64 b) {
+    u64 sum = 0;
+    for (int h = 0; h < 2; ++h) {
+        H x, y;
+        x.bits = static_cast<u16>(a >> (16 * h));
+        y.bits = static_cast<u16>(b >> (16 * h));
+        sum |= static_cast<u64>(H(static_cast<float>(x) + static_cast<float>(y)).bits) << (16 * h);
+    }
+    return sum;
+}
+
+u64 atomic_add(Type type, u64 a, u64 b) {
+    switch (type) {
+        case Type::f32:
+            return std::bit_cast<u32>(std::bit_cast<float>(static_cast<u32>(a)) +
+                                      std::bit_cast<float>(static_cast<u32>(b)));
+        case Type::f64:
+            return std::bit_cast<u64>(std::bit_cast<double>(a) + std::bit_cast<double>(b));
+        case Type::f16:
+            return add_halves<Half>(a & 0xffff, b & 0xffff) & 0xffff;
+        case Type::f16x2:
+            return add_halves<Half>(a, b);
+        case Type::bf16:
+            return add_halves<BFloat16>(a & 0xffff, b & 0xffff) & 0xffff;
+        case Type::bf16x2:
+            return add_halves<BFloat16>(a, b);
+        default:
+            return a + b;
+    }
+}
+
+u64 atomic_pick(Type type, u64 a, u64 b, bool larger) {
+    const auto pick = [&](auto x, auto y) { return larger == (x < y) ? b : a; };
+    switch (type) {
+        case Type::s32:
+            return pick(static_cast<i32>(a), static_cast<i32>(b));
+        case Type::s64:
+            return pick(static_cast<i64>(a), static_cast<i64>(b));
+        default:
+            return pick(a, b);
+    }
+}
+
+Flow execute_atomic(Warp& w, const Instruction& in, LaneMask lanes) {
+    const bool returns = in.operands[0].kind != Operand::Kind::address;
+    const Operand& address = in.operands[returns ? 1 : 0];
+    const std::vector<Operand>& values = in.operands[returns ? 2 : 1].parts;
+    const u32 bytes = in.count * static_cast<u32>(values.size());
+    const Atomic op = static_cast<Atomic>(in.variant);
+    const Order order = static_cast<Order>(in.flags);
+    if (grid_of(w).counters.on) count_access(w, in, address, lanes, bytes);
+    bool changed = false;
+    for_lanes(lanes, [&](int lane) {
+        const u64 at = w.address(address, lane);
+        const Space space = in.space == Space::generic ? space_of(at) : in.space;
+        if (space != Space::global && space != Space::shared)
+            fault(w, "an atomic operation on neither global nor shared memory");
+        const LaneAccess a = access(w, lane, at, space, bytes, true, true);
+        if (space == Space::global) order_read(w, at, order), order_write(w, at, order);
+        u8* p = a.pointer;
+        for (std::size_t k = 0; k < values.size(); ++k, p += in.count) {
+            u64 old = 0, result = 0;
+            std::memcpy(&old, p, in.count);
+            const u64 x = w.reg(values[k], lane);
+            switch (op) {
+                case Atomic::add:
+                    result = atomic_add(in.type, old, x);
+                    break;
+                case Atomic::min:
+                    result = atomic_pick(in.type, old, x, false);
+                    break;
+                case Atomic::max:
+                    result = atomic_pick(in.type, old, x, true);
+                    break;
+                case Atomic::inc:
+                    result = old >= x ? 0 : old + 1;
+                    break;
+                case Atomic::dec:
+                    result = old == 0 || old > x ? x : old - 1;
+                    break;
+                case Atomic::and_:
+                    result = old & x;
+                    break;
+                case Atomic::or_:
+                    result = old | x;
+                    break;
+                case Atomic::xor_:
+                    result = old ^ x;
+                    break;
+                case Atomic::exch:
+                    result = x;
+                    break;
+                case Atomic::cas:
+                    result = old == x ? w.reg(in.operands[3], lane) : old;
+                    break;
+            }
+            changed |= std::memcmp(p, &result, in.count) != 0;
+            std::memcpy(p, &result, in.count);
+            if (returns) {
+                const Operand& d = in.operands[0].parts[k];
+                if (d.wide)
+                    w.reg64(d.slot)[lane] = old;
+                else
+                    w.reg32(d.slot)[lane] = static_cast<u32>(old);
+            }
+        }
+    });
+    if (changed) grid_of(w).effect();
+    return Flow::next;
+}
+
+void bind_atomic(Binder& b, bool returns) {
+    static const std::map<std::string, Atomic> names = {
+        {"add", Atomic::add},   {"min", Atomic::min},  {"max", Atomic::max}, {"inc", Atomic::inc},
+        {"dec", Atomic::dec},   {"and", Atomic::and_}, {"or", Atomic::or_},  {"xor", Atomic::xor_},
+        {"exch", Atomic::exch}, {"cas", Atomic::cas}};
+    Instruction& in = b.in;
+    b.memory_space();
+    in.type = b.last_type();
+    const std::string name = b.one_of({"add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"});
+    if (name.empty()) b.unsupported("which operation?");
+    if (is_floating(in.type) && name != "add") b.unsupported("floating-point atomics other than add");
+    in.variant = static_cast<u32>(names.at(name));
+    b.one_of({"v2", "v4", "v8"});
+    b.ignore({"noftz"});
+    ignore_cache_hints(b);
+    in.flags = static_cast<u32>(order_of(b, Order::relaxed));
+    in.count = static_cast<u32>(size_of(in.type));
+    if (in.count < 2 || in.count > 8) b.unsupported("atomics of this size");
+    const bool wide = in.count == 8;
+    const std::size_t address = returns ? 1 : 0;
+    if (returns) b.vector(0, wide);
+    b.address(address, in.space);
+    b.vector(address + 1, wide);
+    if (name == "cas") {
+        if (!returns) b.unsupported("red has no cas");
+        b.source(3, wide);
+    }
+    b.run(execute_atomic, in.space == Space::shared ? Class::shared : Class::global);
+}
+
+// ---- Addresses
+Flow execute_convert_address(Warp& w, const Instruction& in, LaneMask lanes) {
+    const u64 window = in.space == Space::shared  ? kSharedWindow
+                       : in.space == Space::local ? kLocalWindow
+                       : in.space == Space::param ? kParamWindow
+                                                  : 0;
+    const u64* from = w.reg64(in.src[0]);
+    u64* to = w.reg64(in.dst);
+    const bool to_space = in.variant;
+    for_lanes(lanes, [&](int l) { to[l] = !to_space ? from[l] + window : window ? from[l] & 0xffffffffu : from[l]; });
+    return Flow::next;
+}
+
+Flow execute_is_in_space(Warp& w, const Instruction& in, LaneMask lanes) {
+    LaneMask yes = 0;
+    for_lanes(lanes, [&](int l) { yes |= static_cast<u32>(space_of(w.reg64(in.src[0])[l]) == in.space) << l; });
+    w.set_predicate(in.predicate_dst, lanes, yes);
+    return Flow::next;
+}
+
+// mapa: the same offset in the memory of another block of the cluster.
+Flow execute_map_address(Warp& w, const Instruction& in, LaneMask lanes) {
+    const u32* rank = w.reg32(in.src[1]);
+    for_lanes(lanes, [&](int l) {
+        if (in.variant)
+            w.reg64(in.dst)[l] = (w.reg64(in.src[0])[l] & ~0xff000000ull) | static_cast<u64>(rank[l] + 1) << 24;
+        else
+            w.reg32(in.dst)[l] = (w.reg32(in.src[0])[l] & kSharedOffsetMask) | (rank[l] + 1) << 24;
+    });
+    return Flow::next;
+}
+
+Flow execute_get_rank(Warp& w, const Instruction& in, LaneMask lanes) {
+    for_lanes(lanes, [&](int l) {
+        const u32 address = in.variant ? static_cast<u32>(w.reg64(in.src[0])[l]) : w.reg32(in.src[0])[l];
+        w.reg32(in.dst)[l] = address >> 24 ? (address >> 24) - 1 : w.block->rank;
+    });
+    return Flow::next;
+}
+
+}  // namespace
+
+// What the fence tells the race check about global memory; the proxies are barriers.cpp's matter.
+Flow execute_memory_fence(Warp& w, const Instruction&, LaneMask) {
+    w.clock.join(w.seen_by_relaxed);
+    w.seen_by_relaxed = {};
+    w.fenced = w.clock;
+    w.tick();
+    return Flow::next;
+}
+
+void bind_ld(Binder& b) {
+    bind_load_or_store(b, false);
+}
+void bind_st(Binder& b) {
+    bind_load_or_store(b, true);
+}
+void bind_atom(Binder& b) {
+    bind_atomic(b, true);
+}
+void bind_red(Binder& b) {
+    if (b.has("async")) b.unsupported("red.async");
+    bind_atomic(b, false);
+}
+
+void bind_cvta(Binder& b) {
+    b.memory_space();
+    b.type(0);
+    b.in.variant = b.has("to");
+    b.in.dst = b.destination(0, true);
+    b.in.src[0] = b.source(1, true);
+    b.run(execute_convert_address, Class::integer);
+}
+
+void bind_isspacep(Binder& b) {
+    b.memory_space();
+    b.in.predicate_dst = b.predicate_destination(0);
+    b.in.src[0] = b.source(1, true);
+    b.run(execute_is_in_space, Class::integer);
+}
+
+void bind_mapa(Binder& b) {
+    b.memory_space();
+    const bool wide = size_of(b.last_type()) == 8;
+    b.in.dst = b.destination(0, wide);
+    b.in.src[0] = b.source(1, wide);
+    b.in.src[1] = b.source(2, false);
+    b.in.variant = wide;
+    b.run(execute_map_address, Class::integer);
+}
+
+void bind_getctarank(Binder& b) {
+    b.memory_space();
+    const bool wide = size_of(b.last_type()) == 8;
+    b.in.dst = b.destination(0, false);
+    b.in.src[0] = b.source(1, wide);
+    b.in.variant = wide;
+    b.run(execute_get_rank, Class::integer);
+}
+
+}  // namespace emulator

@@ -1,0 +1,69 @@
+#include "options.h"
+
+#include <cstdlib>
+#include <functional>
+#include <map>
+
+namespace emulator {
+namespace {
+
+using Setter = std::function<void(Options&, const std::string&)>;
+
+template <class T>
+Setter number(T Options::* field) {
+    return [field](Options& o, const std::string& text) {
+        o.*field = static_cast<T>(std::strtoull(text.c_str(), nullptr, 0));
+    };
+}
+
+const std::map<std::string, Setter>& setters() {
+    static const std::map<std::string, Setter> table = {
+        {"arch", number(&Options::arch)},
+        {"multiprocessors", number(&Options::multiprocessors)},
+        {"seed", number(&Options::seed)},
+        {"arith_seed", number(&Options::arith_seed)},
+        {"check_bounds", number(&Options::check_bounds)},
+        {"check_alignment", number(&Options::check_alignment)},
+        {"check_races", number(&Options::check_races)},
+        {"check_warp_races", number(&Options::check_warp_races)},
+        {"check_global", number(&Options::check_global)},
+        {"check_init", number(&Options::check_init)},
+        {"check_proxy", number(&Options::check_proxy)},
+        {"check_async", number(&Options::check_async)},
+        {"check_masks", number(&Options::check_masks)},
+        {"check_barriers", number(&Options::check_barriers)},
+        {"check_readonly", number(&Options::check_readonly)},
+        {"instruction_limit", number(&Options::instruction_limit)},
+        {"stall_limit", number(&Options::stall_limit)},
+        {"count", number(&Options::count)},
+        {"drop_line", number(&Options::drop_line)},
+        {"fast_mma", number(&Options::fast_mma)},
+    };
+    return table;
+}
+
+Options from_environment() {
+    Options o;
+    for (const auto& [name, set] : setters()) {
+        std::string variable = "PYGPT_EMULATOR_";
+        for (char c : name) variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+        if (const char* value = std::getenv(variable.c_str())) set(o, value);
+    }
+    return o;
+}
+
+}  // namespace
+
+Options& options() {
+    static Options o = from_environment();
+    return o;
+}
+
+bool set_option(const std::string& name, const std::string& value) {
+    const auto found = setters().find(name);
+    if (found == setters().end()) return false;
+    found->second(options(), value);
+    return true;
+}
+
+}  // namespace emulator

@@ -1,0 +1,47 @@
+// What a user can set: the device that is emulated, the seeds, and which checks run. Read from the environment once
+// (PYGPT_EMULATOR_<NAME>, upper case), and changed by set_option().
+#pragma once
+#include <string>
+
+#include "numbers.h"
+
+namespace emulator {
+
+struct Options {
+    // The device.
+    int arch = 90;            // 80, 86 or 90: which PTX is taken, the tensor cores' arithmetic, shared memory per block
+    int multiprocessors = 4;  // blocks beyond what these hold wait for others to end
+
+    // Seeds. The same seeds give the same results, to the bit.
+    u64 seed = 1;        // order and length of the warps' turns, when asynchronous copies land
+    u64 arith_seed = 0;  // 0: what is believed of wgmma and the approximations; else a variation that is as likely
+
+    // Checks; each can be switched off alone.
+    bool check_bounds = true;      // accesses outside of every registered range, or of what the block has
+    bool check_alignment = true;   // misaligned accesses; dynamic shared memory is aligned as declared and no better
+    bool check_races = true;       // two agents, one byte, at least one write, no order between them
+    bool check_warp_races = true;  // the same between lanes of one warp
+    bool check_global = true;      // the same in global memory, between warps and blocks
+    bool check_init = true;        // reads of shared memory that nothing has written
+    bool check_proxy = true;       // asynchronous reads of generic writes, and mbarriers, with no fence between
+    bool check_async = true;       // use of data or registers that an asynchronous operation still works on
+    bool check_masks = true;       // member masks, shuffles from absent lanes
+    bool check_barriers = true;    // arrival counts, barrier initialisation, agreement of a warpgroup
+    bool check_readonly = true;    // writes to memory registered as read-only
+
+    // Limits, in warp instructions.
+    u64 instruction_limit = 2'000'000'000;  // one launch
+    u64 stall_limit = 20'000'000;           // since anything visible happened: nobody can end this wait
+
+    // Tools.
+    bool count = false;     // count what resources instructions use (counters.h)
+    int drop_line = 0;      // mutation: the synchronising instruction on this PTX line does nothing
+    bool fast_mma = false;  // fused multiply-adds instead of the tensor cores' arithmetic: faster, other bits
+};
+
+Options& options();
+
+// Sets an option by its name in the struct; false if there is none of that name.
+bool set_option(const std::string& name, const std::string& value);
+
+}  // namespace emulator

@@ -1,0 +1,219 @@
+// Races, uninitialised reads and missing proxy fences, from shadow memory: per word the last write and some last reads.
+// Two accesses race if they overlap, one writes, not both are strong, and the later actor does not know of the earlier.
+#include "shadow.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "options.h"
+
+namespace emulator {
+namespace {
+
+// The bytes of word `word` that [offset, offset + bytes) covers.
+u8 covered(u32 word, u32 offset, u32 bytes) {
+    const u32 first = std::max(offset, word * 4), last = std::min(offset + bytes, word * 4 + 4);
+    return static_cast<u8>(((1u << (last - first)) - 1) << (first - word * 4));
+}
+
+bool unordered(Warp& w, const Actor& a, const Access& earlier, u8 bytes) {
+    if (earlier.time == 0 || !(earlier.bytes & bytes) || (earlier.strong && a.strong)) return false;
+    const u32 mine = cluster_number(w);
+    if (earlier.cluster == mine && earlier.agent == a.agent) return false;
+    return !a.knows->knows(mine, earlier.cluster, earlier.agent, earlier.time);
+}
+
+Access record(Warp& w, const Actor& a, u8 bytes) {
+    Access r;
+    r.cluster = cluster_number(w);
+    r.time = a.time;
+    r.instruction = w.current ? static_cast<u32>(w.current - grid_of(w).kernel->code.data()) : 0;
+    r.agent = static_cast<u16>(a.agent);
+    r.bytes = bytes;
+    r.strong = a.strong;
+    r.asynchronous = a.asynchronous;
+    return r;
+}
+
+// Keeps a read: in the place of one it makes superfluous, else a free one, else of a warp rather than of an
+// asynchronous operation (whose reads a later write meets most often).
+template <std::size_t N>
+void keep_read(Warp& w, const Actor& a, Access (&reads)[N], u8 bytes) {
+    const u32 mine = cluster_number(w);
+    Access* place = nullptr;
+    for (Access& r : reads)
+        if (r.time && r.cluster == mine && r.agent == a.agent) {
+            place = &r;
+            bytes |= r.bytes;
+            break;
+        }
+    for (std::size_t i = 0; i < N && !place; ++i)
+        if (reads[i].time == 0) place = &reads[i];
+    for (std::size_t i = 0; i < N && !place; ++i)
+        if (a.knows->knows(mine, reads[i].cluster, reads[i].agent, reads[i].time)) place = &reads[i];
+    for (std::size_t i = 0; i < N && !place; ++i)
+        if (!reads[i].asynchronous) place = &reads[i];
+    *(place ? place : &reads[0]) = record(w, a, bytes);
+}
+
+std::string name_bytes(u32 offset, u8 bytes) {
+    return "shared byte " + std::to_string(offset + static_cast<u32>(std::countr_zero(static_cast<u32>(bytes))));
+}
+
+std::string global_place(u64 address) {
+    char text[40];
+    std::snprintf(text, sizeof text, "global byte %#llx", static_cast<unsigned long long>(address));
+    return text;
+}
+
+// Global shadow memory: pages of cells, made when first touched.
+constexpr u64 kPageBytes = 4096;
+struct Page {
+    GlobalCell cells[kPageBytes / 4];
+};
+std::unordered_map<u64, std::unique_ptr<Page>>& pages() {
+    static std::unordered_map<u64, std::unique_ptr<Page>> p;
+    return p;
+}
+GlobalCell& global_cell(Warp& w, u64 word) {
+    static u64 last_number = ~0ull;
+    static Page* last = nullptr;
+    const u64 number = word / (kPageBytes / 4);
+    if (number != last_number || !last) {
+        auto& page = pages()[number];
+        if (!page) page = std::make_unique<Page>();
+        last = page.get();
+        last_number = number;
+    }
+    GlobalCell& cell = last->cells[word % (kPageBytes / 4)];
+    if (cell.launch != grid_of(w).launch) {
+        cell = GlobalCell{};
+        cell.launch = grid_of(w).launch;
+    }
+    return cell;
+}
+
+}  // namespace
+
+Actor actor(Warp& w, bool strong) {
+    return {w.agent, w.clock.own[w.agent], &w.clock, false, strong};
+}
+
+void shared_read(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) {
+    const Options& o = options();
+    for (u32 word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
+        SharedCell& cell = block.cells[word];
+        const u8 mine = covered(word, offset, bytes);
+        if (o.check_init && (cell.initialised & mine) != mine)
+            fault(w, "reads " + name_bytes(word * 4, mine & ~cell.initialised) + ", which nothing has written");
+        if (o.check_async && (cell.in_flight & mine))
+            fault(w, "reads " + name_bytes(word * 4, cell.in_flight & mine) +
+                         " while an asynchronous copy to it is in flight, issued by " +
+                         describe(grid_of(w), cell.write));
+        if (o.check_races && unordered(w, a, cell.write, mine))
+            fault(w, "race: reads " + name_bytes(word * 4, mine) + ", written by " + describe(grid_of(w), cell.write) +
+                         " with no synchronisation between");
+        if (o.check_warp_races && !a.asynchronous && w.lane >= 0 && cell.lane != 0xff && cell.lane != w.lane &&
+            cell.write.agent == w.agent && cell.epoch == w.epoch && (cell.write.bytes & mine) && !a.strong)
+            fault(w, "race: lane " + std::to_string(w.lane) + " reads " + name_bytes(word * 4, mine) +
+                         ", written by lane " + std::to_string(cell.lane) +
+                         " of its warp with no synchronisation of the warp between, at " +
+                         position(*grid_of(w).kernel, cell.write.instruction));
+        if (o.check_proxy && a.asynchronous && cell.write.time && !cell.write.asynchronous &&
+            (cell.write.bytes & mine)) {
+            Warp* writer = block.cluster->warp_of_agent(cell.write.agent);
+            const bool by_writer = writer && writer->proxy_fence_time > cell.write.time;
+            const bool by_reader = writer != &w && w.proxy_fenced.knows(0, 0, cell.write.agent, cell.write.time);
+            if (writer && !by_writer && !by_reader)
+                fault(w, "the asynchronous proxy reads " + name_bytes(word * 4, mine) + ", written by " +
+                             describe(grid_of(w), cell.write) + " with no fence.proxy.async after it");
+        }
+        if (o.check_races) keep_read(w, a, cell.reads, mine);
+    }
+}
+
+void shared_write(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) {
+    const Options& o = options();
+    for (u32 word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
+        SharedCell& cell = block.cells[word];
+        const u8 mine = covered(word, offset, bytes);
+        if (o.check_async && (cell.in_flight & mine) && !a.asynchronous)
+            fault(w, "writes " + name_bytes(word * 4, cell.in_flight & mine) +
+                         " while an asynchronous copy to it is in flight, issued by " +
+                         describe(grid_of(w), cell.write));
+        if (o.check_races) {
+            if (unordered(w, a, cell.write, mine))
+                fault(w, "race: writes " + name_bytes(word * 4, mine) + ", also written by " +
+                             describe(grid_of(w), cell.write) +
+                             " with no synchronisation between (a race even if both write the same value)");
+            for (const Access& r : cell.reads)
+                if (unordered(w, a, r, mine))
+                    fault(w, "race: writes " + name_bytes(word * 4, mine) + " while " + describe(grid_of(w), r) +
+                                 " may still read it");
+        }
+        // Writes of one warp at one time add up; others replace what was known of the word.
+        const u8 lane = a.asynchronous || w.lane < 0 ? 0xff : static_cast<u8>(w.lane);
+        const bool same = cell.write.agent == a.agent && cell.write.time == a.time && cell.epoch == w.epoch;
+        const u8 before = same ? cell.write.bytes : 0;
+        cell.write = record(w, a, mine | before);
+        cell.lane = before && cell.lane != lane ? 0xff : lane;
+        cell.epoch = w.epoch;
+        cell.initialised |= mine;
+        cell.barrier = 0;
+        for (Access& r : cell.reads)
+            if ((r.bytes &= static_cast<u8>(~mine)) == 0) r.time = 0;
+    }
+}
+
+void set_in_flight(Block& block, u32 offset, u32 bytes, bool in_flight) {
+    for (u32 word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
+        const u8 mine = covered(word, offset, bytes);
+        u8& flags = block.cells[word].in_flight;
+        flags = in_flight ? flags | mine : flags & static_cast<u8>(~mine);
+    }
+}
+
+void global_read(Warp& w, const Actor& a, u64 address, u32 bytes) {
+    if (!options().check_global) return;
+    for (u64 word = address / 4; word <= (address + bytes - 1) / 4; ++word) {
+        GlobalCell& cell = global_cell(w, word);
+        const u64 first = std::max(address, word * 4), last = std::min(address + bytes, word * 4 + 4);
+        const u8 mine = static_cast<u8>(((1u << (last - first)) - 1) << (first - word * 4));
+        if (unordered(w, a, cell.write, mine))
+            fault(w, "race: reads " + global_place(first) + ", written by " + describe(grid_of(w), cell.write) +
+                         " with no order between them");
+        keep_read(w, a, cell.reads, mine);
+    }
+}
+
+void global_write(Warp& w, const Actor& a, u64 address, u32 bytes) {
+    if (!options().check_global) return;
+    for (u64 word = address / 4; word <= (address + bytes - 1) / 4; ++word) {
+        GlobalCell& cell = global_cell(w, word);
+        const u64 first = std::max(address, word * 4), last = std::min(address + bytes, word * 4 + 4);
+        const u8 mine = static_cast<u8>(((1u << (last - first)) - 1) << (first - word * 4));
+        if (unordered(w, a, cell.write, mine))
+            fault(w, "race: writes " + global_place(first) + ", also written by " + describe(grid_of(w), cell.write) +
+                         " with no order between them (a race even if both write the same value)");
+        for (const Access& r : cell.reads)
+            if (unordered(w, a, r, mine))
+                fault(w, "race: writes " + global_place(first) + " while " + describe(grid_of(w), r) +
+                             " may still read it");
+        const bool same =
+            cell.write.agent == a.agent && cell.write.time == a.time && cell.write.cluster == cluster_number(w);
+        const u8 before = same ? cell.write.bytes : 0;
+        cell.write = record(w, a, mine | before);
+        for (Access& r : cell.reads)
+            if ((r.bytes &= static_cast<u8>(~mine)) == 0) r.time = 0;
+    }
+}
+
+void forget_global(u64 address, u64 bytes) {
+    for (u64 page = address / kPageBytes; page <= (address + bytes) / kPageBytes; ++page) {
+        const auto found = pages().find(page);
+        if (found == pages().end()) continue;
+        for (GlobalCell& cell : found->second->cells) cell.launch = 0;
+    }
+}
+
+}  // namespace emulator

@@ -1,0 +1,149 @@
+"""Every check catches its planted bug, says so in the right words, passes the right twin, and misses it when off."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from device import DeviceFault
+
+
+@dataclass
+class Planted:
+    """A kernel of kernels/planted*.cu, a pattern of what its bug is reported as, the checks that are off to miss it."""
+
+    kernel: str
+    words: str
+    off: tuple[str, ...] = ()
+    grid: int = 1
+    cluster: int = 1
+    arch: int = 80
+    shared: int = 0
+
+    def __str__(self):
+        return self.kernel
+
+
+RACES = ("check_races",)
+NOT_LANDED = "while an asynchronous copy to it is in flight|race: reads shared byte|which nothing has written"
+LANDED_CHECKS = ("check_async", "check_races", "check_init")
+PLANTED = [
+    Planted("shared_read_race", "race: ", RACES),
+    Planted("shared_write_race", "race: ", RACES),
+    Planted("warp_race", "with no synchronisation of the warp between", ("check_warp_races",)),
+    Planted("uninitialised", "which nothing has written", ("check_init",)),
+    Planted("out_of_bounds", "of 4096 bytes of device memory", ("check_bounds",)),
+    Planted("misaligned", "misaligned: access", ("check_alignment",)),
+    Planted("read_only", "writes to read-only memory", ("check_readonly",)),
+    Planted("barrier_count", "disagree on the thread count of barrier 1", ("check_barriers",)),
+    Planted("shuffle_absent", "shfl reads lane 20, which does not take part", ("check_masks",)),
+    Planted("mask_stranger", "an executing lane is not in the member mask", ("check_masks",)),
+    Planted("copy_without_wait", "while an asynchronous copy to it is in flight", ("check_async",)),
+    Planted("copy_wait_after_barrier", NOT_LANDED, ("check_async", "check_races")),
+    Planted("global_write_race", "race: writes global byte", ("check_global",), grid=2),
+    Planted("global_read_race", "race: ", ("check_global",), grid=2),
+    Planted("neighbours", "race: writes global byte", ("check_global",), grid=2),
+    Planted("hand_over_up", "race: reads global byte", ("check_global",), grid=2),
+    Planted("hand_over_down", "race: reads global byte", ("check_global",), grid=2),
+    Planted("hand_over_ungathered", "race: reads global byte", ("check_global",), grid=2),
+    Planted("last_block", "race: reads global byte", ("check_global",), grid=4),
+    # Deadlocks are no matter of a check: there is nothing to go on with.
+    Planted("divergent_barrier", "barrier 0 under divergence", ("check_barriers",)),
+    Planted("named_barriers", "barrier 2: 64 of 128 threads have arrived"),
+    Planted("lane_waits_for_lane", "nothing visible happened"),
+    Planted("load_without_wait", NOT_LANDED, LANDED_CHECKS, arch=90),
+    Planted("load_wrong_parity", NOT_LANDED, LANDED_CHECKS, arch=90),
+    Planted("load_try_once", NOT_LANDED, LANDED_CHECKS, arch=90),
+    Planted("load_wrong_bytes", "0 of 1 arrivals and 16 bytes are missing", arch=90),
+    Planted(
+        "load_in_flight_at_end", "ends while a bulk copy into its shared memory is in flight", ("check_async",), arch=90
+    ),
+    Planted("init_without_fence", "with no fence.mbarrier_init or fence.proxy.async", ("check_proxy",), arch=90),
+    Planted(
+        "init_without_barrier",
+        "no synchronisation after its initialisation|is not initialised",
+        ("check_barriers",),
+        arch=90,
+    ),
+    Planted("barrier_without_init", "is not initialised", ("check_barriers",), arch=90),
+    Planted("too_many_arrivals", "more arrivals at the mbarrier", ("check_barriers",), arch=90),
+    Planted("store_without_fence", "with no fence.proxy.async after it", ("check_proxy",), arch=90),
+    Planted("store_source_reused", "a bulk copy", RACES, arch=90),
+    Planted("store_without_wait", "wait_group.read is missing", ("check_async",), arch=90),
+    Planted("wgmma_without_fence", "with no fence.proxy.async after it", ("check_proxy",), arch=90),
+    Planted("wgmma_without_wait", "a register that a wgmma in flight writes", ("check_async",), arch=90),
+    Planted("wgmma_operand_changed", "wgmma of the group of warp 0", RACES, arch=90),
+    Planted("wgmma_descriptors", "different descriptors of A", ("check_barriers",), arch=90),
+    Planted("neighbour_race", "race: ", RACES, grid=2, cluster=2, arch=90),
+    Planted("neighbour_ended", "of a block of the cluster that has ended", ("check_bounds",), 2, 2, 90),
+    Planted("cluster_barrier_twice", "arrives twice at the cluster's barrier", ("check_barriers",), 2, 2, 90),
+    Planted("dynamic_alignment", "trap", ("check_alignment",), arch=90, shared=1024),
+]
+MISSED = "nothing, as the check is off"
+
+
+def run(device, built, planted, wrong, seed=1, **settings):
+    """The report, or None if the kernel ran to its end."""
+    name = "planted_sm90.sm_90" if planted.arch == 90 else "planted.sm_80"
+    module = device(arch=planted.arch, seed=seed, stall_limit=2_000_000, **settings).load(built / f"{name}.ptx")
+    # Only the first half of `out` is device memory, so that a kernel that leaves it harms nobody when the check is off.
+    out, x = np.zeros(2048, np.float32), np.arange(1024, dtype=np.float32)
+    try:
+        module.launch(
+            planted.kernel,
+            grid=planted.grid,
+            cluster=planted.cluster,
+            args=[out, x, np.int32(wrong)],
+            readonly=[x],
+            shared=planted.shared,
+            extents={0: 4096},
+        )
+    except DeviceFault as fault:
+        return str(fault)
+    assert out.any()
+    return None
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=str)
+def test_bug_is_caught_in_the_right_words(device, built, planted):
+    for seed in range(1, 6):
+        report = run(device, built, planted, wrong=True, seed=seed)
+        assert report is not None, f"seed {seed}: the bug was missed"
+        assert re.search(planted.words, report), report
+        assert planted.kernel in report and "planted" in report, "kernel and source line: " + report
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=str)
+def test_right_twin_passes(device, built, planted):
+    for seed in range(1, 6):
+        assert run(device, built, planted, wrong=False, seed=seed) is None
+
+
+@pytest.mark.parametrize("planted", [p for p in PLANTED if p.off], ids=str)
+def test_check_that_is_off_misses_it(device, built, planted):
+    """If the bug were still reported, the test above would not test this check."""
+    report = run(device, built, planted, wrong=True, **dict.fromkeys(planted.off, 0))
+    assert report is None or not re.search(planted.words, report), report
+
+
+def test_blocks_beyond_the_resident_ones_cannot_be_waited_for(device, built):
+    """40 KiB a block and 4 multiprocessors hold 16 blocks: a grid barrier of 16 works, one of 17 never ends."""
+    module = device(arch=80, stall_limit=2_000_000).load(built / "planted.sm_80.ptx")
+    out, x = np.zeros(1024, np.float32), np.zeros(1024, np.float32)
+    module.launch("grid_barrier", grid=16, args=[out, x, np.int32(0)])
+    assert (out[:128] == 1).all()
+    out[:] = 0
+    with pytest.raises(DeviceFault, match="1 clusters cannot start before one of the 16 resident ones ends"):
+        module.launch("grid_barrier", grid=17, args=[out, x, np.int32(0)])
+
+
+def test_report_names_both_sides_of_a_race(device, built):
+    report = run(device, built, PLANTED[0], wrong=True)
+    assert report.count("planted.cu:") == 2, report
+    assert "block (0,0,0) warp" in report and "PTX line" in report
+
+
+def test_same_seed_same_interleaving(device, built):
+    reports = [[run(device, built, PLANTED[0], wrong=True, seed=s) for s in range(8)] for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert len(set(reports[0])) > 1, "another seed should be another interleaving"

@@ -1,0 +1,94 @@
+"""mma.sync computes what the cards computed, to the bit: results recorded on A100 and H100 (data/README.md)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ptx import execute
+
+RECORDED = np.load(Path(__file__).parent / "data" / "recorded.npz")
+ARCH = {"A100": 80, "H100": 90}
+BYTES = {"bf16": 2, "fp16": 2, "tf32": 4}
+
+
+def to_bits(x, dtype):
+    """Floats that the format represents exactly, as its bit patterns in uint32."""
+    if dtype == "bf16":
+        return x.view(np.uint32) >> 16
+    if dtype == "fp16":
+        return x.astype(np.float16).view(np.uint16).astype(np.uint32)
+    return x.view(np.uint32)
+
+
+def pack(elements, per_register):
+    """Bit patterns (..., k) into registers (..., k / per_register), the first element lowest."""
+    parts = elements.reshape(*elements.shape[:-1], -1, per_register).astype(np.uint64)
+    bits = 32 // per_register
+    return (parts << (bits * np.arange(per_register, dtype=np.uint64))).sum(-1).astype(np.uint32)
+
+
+def mma(device, arch, a, b, c, dtype, in_type, out="f32"):
+    """D = A B + C of many m16n8k* instructions: a (n, 16, k) and b (n, k, 8) bit patterns, c (n, 16, 8)."""
+    n, _, k = a.shape
+    per = 4 // BYTES[dtype]
+    lane = np.arange(32)
+    group, thread = lane // 4, lane % 4
+    a_words, b_words = pack(a, per), pack(np.swapaxes(b, 1, 2), per)  # (n, 16, k / per), (n, 8, k / per)
+    quarters = k // (4 * per)  # 4 words along k, one a thread of the quad
+    a_registers = [a_words[:, group + 8 * (q % 2), thread + 4 * (q // 2)] for q in range(2 * quarters)]
+    b_registers = [b_words[:, group, thread + 4 * q] for q in range(quarters)]
+    c_registers = [c[:, group + 8 * (q // 2), 2 * thread + q % 2].view(np.uint32) for q in range(4)]
+    inputs = [np.ascontiguousarray(x).reshape(-1) for x in (*a_registers, *b_registers, *c_registers)]
+    names = iter(f"%i{i}" for i in range(len(inputs)))
+    take = lambda count: "{" + ", ".join(next(names) for _ in range(count)) + "}"  # noqa: E731
+    shape = f"m16n8k{k}"
+    body = (
+        f"mma.sync.aligned.{shape}.row.col.f32.{in_type}.{in_type}.f32 {{%o0, %o1, %o2, %o3}}, "
+        f"{take(2 * quarters)}, {take(quarters)}, {take(4)};"
+    )
+    results = execute(device, body, inputs, [np.uint32] * 4, arch=arch)
+    d = np.zeros((n, 16, 8), np.uint32)
+    for q, r in enumerate(results):
+        d[:, group + 8 * (q // 2), 2 * thread + q % 2] = r.reshape(n, 32)
+    return d
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "tf32"])
+def test_recorded_results_to_the_bit(device, gpu, dtype):
+    a, b, c, d = (RECORDED[f"{gpu}_{dtype}_{x}"] for x in "abcd")
+    cases, k = a.shape
+    assert cases == 96
+    # Eight inner products an instruction: row i of A with column i of B; what the other results are does not matter.
+    n = cases // 8
+    a_bits = np.zeros((n, 16, k), np.uint32)
+    b_bits = np.zeros((n, k, 8), np.uint32)
+    accumulator = np.zeros((n, 16, 8), np.float32)
+    for i in range(8):
+        a_bits[:, i] = to_bits(a[i::8].view(np.float32), dtype)
+        b_bits[:, :, i] = to_bits(b[i::8].view(np.float32), dtype)
+        accumulator[:, i, i] = c[i::8].view(np.float32)
+    got = mma(device(arch=ARCH[gpu]), ARCH[gpu], a_bits, b_bits, accumulator, dtype, dtype.replace("fp16", "f16"))
+    wrong = [(i, j) for i in range(8) for j in range(n) if got[j, i, i] != d[8 * j + i]]
+    assert not wrong, f"{len(wrong)} of {cases} differ, first case {wrong[0]}"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_fused_multiply_adds_would_not_pass(device, dtype):
+    """The recorded cases tell the card's arithmetic from a chain of fused multiply-adds."""
+    a, b, c, d = (RECORDED[f"H100_{dtype}_{x}"].view(np.float32) for x in "abcd")
+    z = c.copy()
+    for i in range(a.shape[1]):
+        z = (a[:, i].astype(np.float64) * b[:, i] + z).astype(np.float32)
+    assert (z != d).sum() > 10
+
+
+def test_random_matrices_in_every_place(device):
+    """All 128 results of an instruction, against float64, for fragments laid out as the manual's figures say."""
+    rng = np.random.default_rng(5)
+    for arch, k in ((80, 8), (80, 16), (90, 16)):
+        a, b = rng.integers(-8, 9, (4, 16, k)), rng.integers(-8, 9, (4, k, 8))  # exact in every format
+        c = rng.integers(-100, 100, (4, 16, 8)).astype(np.float32)
+        a_bits, b_bits = (to_bits(x.astype(np.float32), "bf16") for x in (a, b))
+        got = mma(device(arch=arch), arch, a_bits, b_bits, c, "bf16", "bf16").view(np.float32)
+        assert (got == a.astype(np.float64) @ b + c).all()
