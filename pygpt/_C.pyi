@@ -152,3 +152,25 @@ def layer_norm_backward(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> None: ...
+def linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    packed_weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    out: Tensor,
+    pre_activation: Tensor | None,
+) -> None: ...
+def linear_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pre_activation: Tensor | None,
+    activation: str | None,
+    grad_x: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None: ...
+def linear_packed_bytes(weight: Tensor) -> int: ...
+def linear_pack(weight: Tensor, packed_weight: Tensor) -> None: ...

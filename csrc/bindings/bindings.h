@@ -13,6 +13,7 @@ void add_cross_entropy(pybind11::module_& module);
 void add_dropout(pybind11::module_& module);
 void add_embedding(pybind11::module_& module);
 void add_layer_norm(pybind11::module_& module);
+void add_linear(pybind11::module_& module);
 void add_sample(pybind11::module_& module);
 
 }  // namespace pygpt::bindings

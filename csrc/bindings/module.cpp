@@ -54,6 +54,7 @@ PYBIND11_MODULE(_C, module) {
     add_dropout(module);
     add_embedding(module);
     add_layer_norm(module);
+    add_linear(module);
     add_sample(module);
 }
 

@@ -9,6 +9,7 @@
 #include "ops/dropout.h"
 #include "ops/embedding.h"
 #include "ops/layer_norm.h"
+#include "ops/linear.h"
 #include "ops/sample.h"
 
 namespace pygpt::cpu {
@@ -44,6 +45,13 @@ template <Isa isa>
 void layer_norm_forward(const layer_norm::Forward& arguments);
 template <Isa isa>
 void layer_norm_backward(const layer_norm::Backward& arguments);
+
+template <Isa isa>
+void linear_forward(const linear::Forward& arguments);
+template <Isa isa>
+void linear_backward(const linear::Backward& arguments);
+template <Isa isa>
+void linear_pack(const linear::Pack& arguments);
 
 template <Isa isa>
 void sample_forward(const sample::Forward& arguments);

@@ -6,6 +6,18 @@ from pygpt.ops.cross_entropy import cross_entropy
 from pygpt.ops.dropout import dropout
 from pygpt.ops.embedding import embedding
 from pygpt.ops.layer_norm import add_layer_norm, layer_norm
+from pygpt.ops.linear import linear, pack_linear
 from pygpt.ops.sample import sample
 
-__all__ = ["add", "add_layer_norm", "attention", "cross_entropy", "dropout", "embedding", "layer_norm", "sample"]
+__all__ = [
+    "add",
+    "add_layer_norm",
+    "attention",
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "layer_norm",
+    "linear",
+    "pack_linear",
+    "sample",
+]

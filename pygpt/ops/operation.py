@@ -118,13 +118,17 @@ def require_tensors(**arguments: object) -> None:
             raise TypeError(f"{name} must be a torch.Tensor, but is a {type(value).__name__}")
 
 
-def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype where autocast is on (float64 stays, as in PyTorch), else as they are."""
+def autocast(*tensors: Any) -> Any:
+    """The tensors in autocast's dtype where autocast is on for the first one's device, else as they are.
+
+    float64 stays, as in PyTorch, and what is no tensor.
+    """
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+    eligible = (torch.float32, torch.bfloat16, torch.float16)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in eligible else x for x in tensors)
 
 
 def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:

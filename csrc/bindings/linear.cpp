@@ -1,0 +1,65 @@
+#include "ops/linear.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/tensors.h"
+
+namespace pygpt::bindings {
+namespace {
+
+void forward(py::handle x, py::handle weight, py::handle packed_weight, py::handle bias,
+             const std::optional<std::string>& activation, py::handle residual, py::handle out,
+             py::handle pre_activation) {
+    const linear::Forward arguments{
+        .x = view(x, "x"),
+        .weight = view(weight, "weight"),
+        .packed_weight = optional_view(packed_weight, "packed_weight"),
+        .bias = optional_view(bias, "bias"),
+        .activation = activation_named(activation),
+        .residual = optional_view(residual, "residual"),
+        .out = view(out, "out"),
+        .pre_activation = optional_view(pre_activation, "pre_activation"),
+    };
+    call([&] { linear::forward(arguments); });
+}
+
+void backward(py::handle grad_out, py::handle x, py::handle weight, py::handle pre_activation,
+              const std::optional<std::string>& activation, py::handle grad_x, py::handle grad_weight,
+              py::handle grad_bias) {
+    const linear::Backward arguments{
+        .grad_out = view(grad_out, "grad_out"),
+        .x = view(x, "x"),
+        .weight = view(weight, "weight"),
+        .pre_activation = optional_view(pre_activation, "pre_activation"),
+        .activation = activation_named(activation),
+        .grad_x = optional_view(grad_x, "grad_x"),
+        .grad_weight = optional_view(grad_weight, "grad_weight"),
+        .grad_bias = optional_view(grad_bias, "grad_bias"),
+    };
+    call([&] { linear::backward(arguments); });
+}
+
+void pack(py::handle weight, py::handle packed_weight) {
+    const linear::Pack arguments{
+        .weight = view(weight, "weight"),
+        .packed_weight = view(packed_weight, "packed_weight"),
+    };
+    call([&] { linear::pack(arguments); });
+}
+
+}  // namespace
+
+void add_linear(py::module_& module) {
+    module.def("linear_forward", &forward, py::arg("x"), py::arg("weight"), py::arg("packed_weight"), py::arg("bias"),
+               py::arg("activation"), py::arg("residual"), py::arg("out"), py::arg("pre_activation"));
+    module.def("linear_backward", &backward, py::arg("grad_out"), py::arg("x"), py::arg("weight"),
+               py::arg("pre_activation"), py::arg("activation"), py::arg("grad_x"), py::arg("grad_weight"),
+               py::arg("grad_bias"));
+    module.def(
+        "linear_packed_bytes", [](py::handle weight) { return linear::packed_bytes(view(weight, "weight")); },
+        py::arg("weight"));
+    module.def("linear_pack", &pack, py::arg("weight"), py::arg("packed_weight"));
+}
+
+}  // namespace pygpt::bindings

@@ -1,0 +1,103 @@
+// linear, forward and backward: three matrix products and what is fused to them.
+//
+// Forward:   out = activation(x · weightᵀ + bias) + residual      (M, K) · (K, N) -> (M, N)
+// Backward:  g = grad_out · activation'(pre_activation)           (M, N)
+//            grad_x = g · weight                                  (M, N) · (N, K) -> (M, K)
+//            grad_weight = gᵀ · x                                 (N, M) · (M, K) -> (N, K)
+//            grad_bias = Σ_rows g                                 (N,)
+//
+// No operand is transposed in memory: the packing of the product (gemm.h) reads rows or columns. g is written once
+// where it is not grad_out itself, since both products read it; its sum is taken in the same pass. The floor is 2·M·N·K
+// operations a product.
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/linear_parts.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/thread_pool.h"
+
+namespace pygpt::cpu {
+namespace {
+
+template <class Storage>
+void forward_typed(const linear::Forward& a) {
+    using Packed = typename Arithmetic<Storage>::Right::type;
+    const auto* packed = a.packed_weight ? static_cast<const Packed*>(a.packed_weight->data) : nullptr;
+    const Epilogue<Storage> epilogue{
+        .N = a.N,
+        .bias = Either<Storage>(a.bias),
+        .activation = a.activation,
+        .residual = Either<Storage>(a.residual),
+        .out = Either<Storage>(a.out),
+        .pre_activation = a.pre_activation ? static_cast<Storage*>(a.pre_activation->data) : nullptr,
+    };
+    product(rows_of(static_cast<const Storage*>(a.x.data), a.K),
+            rows_of(static_cast<const Storage*>(a.weight.data), a.K), packed, a.M, a.N, a.K, epilogue);
+}
+
+template <class Storage>
+void backward_typed(const linear::Backward& a) {
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+    const bool as_it_is = a.activation == Activation::none && a.grad_out.dtype == a.x.dtype;
+    const Scratch scratch(as_it_is ? 0 : static_cast<std::size_t>(a.M * a.N) * sizeof(Storage));
+    auto* const written = static_cast<Storage*>(as_it_is ? nullptr : scratch.data());
+    const Storage* const g = as_it_is ? static_cast<const Storage*>(a.grad_out.data) : written;
+    const Either<Storage> grad_out(a.grad_out);
+    const Either<Storage> grad_bias(a.grad_bias);
+    const auto* pre_activation = a.pre_activation ? static_cast<const Storage*>(a.pre_activation->data) : nullptr;
+    const auto gradient = [&](std::int64_t at, std::int64_t count) {
+        V value = grad_out.load(at, count);
+        if (a.activation != Activation::none) {
+            value = value * activation_slope(a.activation, load_some<V>(pre_activation + at, count));
+        }
+        if (written) store_some(value, written + at, count);
+        return value;
+    };
+    if (written || grad_bias) sum_rows(a.M, a.N, gradient, grad_bias);
+
+    // Writes tiles into a matrix of `width` columns.
+    const auto into = [](const TensorView& out, std::int64_t width) {
+        return [data = static_cast<Storage*>(out.data), width](std::int64_t row, std::int64_t rows, std::int64_t column,
+                                                               std::int64_t columns, const Number* sums) {
+            each_vector_of_tile(row, rows, column, columns, sums,
+                                [&](std::int64_t i, std::int64_t j, std::int64_t count, V value) {
+                                    store_some(value, data + i * width + j, count);
+                                });
+        };
+    };
+    const auto* x = static_cast<const Storage*>(a.x.data);
+    const auto* weight = static_cast<const Storage*>(a.weight.data);
+    if (a.grad_x) {
+        product(rows_of(g, a.N), columns_of(weight, a.K), nullptr, a.M, a.K, a.N, into(*a.grad_x, a.K));
+    }
+    if (a.grad_weight) {
+        product(columns_of(g, a.N), columns_of(x, a.K), nullptr, a.N, a.K, a.M, into(*a.grad_weight, a.K));
+    }
+}
+
+template <class Storage>
+void pack_typed(const linear::Pack& a) {
+    const std::int64_t K = a.weight.shape[1];
+    pack_right(rows_of(static_cast<const Storage*>(a.weight.data), K), a.weight.shape[0], K,
+               static_cast<typename Arithmetic<Storage>::Right::type*>(a.packed_weight.data));
+}
+
+}  // namespace
+
+template <>
+void linear_forward<this_isa>(const linear::Forward& a) {
+    with_storage(a.x.dtype, [&](auto storage) { forward_typed<decltype(storage)>(a); });
+}
+
+template <>
+void linear_backward<this_isa>(const linear::Backward& a) {
+    with_storage(a.x.dtype, [&](auto storage) { backward_typed<decltype(storage)>(a); });
+}
+
+template <>
+void linear_pack<this_isa>(const linear::Pack& a) {
+    with_storage(a.weight.dtype, [&](auto storage) { pack_typed<decltype(storage)>(a); });
+}
+
+}  // namespace pygpt::cpu

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pygpt import ops, reference
+from tests.support import (
+    assert_accurate,
+    assert_bits_hold,
+    assert_same_bits,
+    dtypes_of,
+    gradients,
+    normal,
+    random_generator,
+    strided,
+    unaligned,
+)
+
+ACTIVATIONS = [None, "gelu", "gelu_tanh", "relu"]
+TORCH_ACTIVATIONS = {
+    None: lambda x: x,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+}
+
+
+def run(function, activation, tensors, grad):
+    """The result of a linear function and its gradients."""
+    return gradients(lambda x, w, b, r: function(x, w, b, activation, r), tensors, [grad])
+
+
+def torch_linear(x, weight, bias, activation, residual):
+    out = TORCH_ACTIVATIONS[activation](torch.nn.functional.linear(x, weight, bias))
+    return out if residual is None else out + residual
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 9, 40), (5, 8, 40), (37, 67, 33), (40, 1100, 48), (30, 130, 96)])
+def test_forward_and_gradients_match_the_reference(implementation, generator, rows, inputs, outputs, activation):
+    for dtype in dtypes_of(implementation):
+        if dtype == torch.float64 and inputs > 1000:
+            continue  # the reference's own error is as large as what is allowed
+        x, weight = normal(generator, rows, inputs, dtype=dtype), normal(generator, outputs, inputs, dtype=dtype)
+        weight = weight * inputs**-0.5  # as in a model: results of about 1
+        bias, residual = normal(generator, outputs, dtype=dtype), normal(generator, rows, outputs, dtype=dtype)
+        grad = normal(generator, rows, outputs, dtype=dtype)
+        tensors = [x, weight, bias, residual]
+
+        ours, our_grads = run(ops.linear, activation, tensors, grad)
+        exact, exact_grads = run(reference.linear, activation, [t.double() for t in tensors], grad.double())
+        peer, peer_grads = run(torch_linear, activation, tensors, grad)
+        for name, mine, right, theirs in zip(
+            ("out", "x", "weight", "bias", "residual"),
+            ours + our_grads,
+            exact + exact_grads,
+            peer + peer_grads,
+            strict=True,
+        ):
+            assert mine.dtype == dtype
+            assert_accurate(mine, right, theirs, f"{name}, {dtype}")
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=0, max_size=2),
+    inputs=st.integers(0, 40),
+    outputs=st.integers(0, 70),
+    activation=st.sampled_from(ACTIVATIONS),
+    with_bias=st.booleans(),
+    with_residual=st.booleans(),
+)
+@example(shape=[3], inputs=0, outputs=5, activation="gelu", with_bias=True, with_residual=False)
+@example(shape=[0], inputs=3, outputs=5, activation=None, with_bias=True, with_residual=True)
+@example(shape=[], inputs=17, outputs=1, activation=None, with_bias=False, with_residual=False)
+@example(shape=[2, 15], inputs=33, outputs=65, activation="relu", with_bias=False, with_residual=True)
+def test_any_shape(implementation, shape, inputs, outputs, activation, with_bias, with_residual):
+    generator = random_generator()
+    x, weight = normal(generator, *shape, inputs), normal(generator, outputs, inputs) * 0.2
+    bias = normal(generator, outputs) if with_bias else None
+    residual = normal(generator, *shape, outputs) if with_residual else None
+    grad = normal(generator, *shape, outputs)
+
+    tensors = [x, weight, bias, residual]
+    ours, our_grads = run(ops.linear, activation, tensors, grad)
+    exact, exact_grads = run(
+        reference.linear, activation, [None if t is None else t.double() for t in tensors], grad.double()
+    )
+    peer, peer_grads = run(torch_linear, activation, tensors, grad)
+    for mine, right in zip(our_grads, exact_grads, strict=True):
+        assert mine.shape == right.shape
+    # All at once: the error of a single element that cancels to almost nothing says little.
+    together = [
+        torch.cat([t.flatten() for t in (*out, *grads)])
+        for out, grads in ((ours, our_grads), (exact, exact_grads), (peer, peer_grads))
+    ]
+    assert_accurate(*together, f"shape {(*shape, inputs)}")
+
+
+def test_bits_do_not_depend_on_rows_threads_packing_alignment_or_mode(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        x, weight = normal(generator, 131, 301, dtype=dtype), normal(generator, 75, 301, dtype=dtype)
+        bias, grad = normal(generator, 75, dtype=dtype), normal(generator, 131, 75, dtype=dtype)
+        x[3] *= 1e-38  # products among the denormals
+
+        def run(x=x, weight=weight, bias=bias, grad=grad):
+            (out,), grads = gradients(lambda *t: ops.linear(*t, "gelu"), [x, weight, bias], [grad])
+            return out, *grads
+
+        assert_bits_hold(run, f"{dtype}")
+        out, grad_x, *_ = run()
+        packed = ops.pack_linear(weight)
+        for rows in [slice(i, i + 1) for i in range(0, 131, 26)] + [slice(7, 7 + n) for n in (2, 3, 15, 16)]:
+            alone = ops.linear(x[rows], weight, bias, "gelu")
+            assert_same_bits(out[rows], alone, f"rows {rows} without the others")
+            assert_same_bits(out[rows], ops.linear(x[rows], weight, bias, "gelu", packed_weight=packed), "packed")
+            (_,), (grad_alone, *_) = gradients(lambda *t: ops.linear(*t, "gelu"), [x[rows], weight, bias], [grad[rows]])
+            assert_same_bits(grad_x[rows], grad_alone, f"gradient of rows {rows} without the others")
+        assert_same_bits(out, ops.linear(x, weight, bias, "gelu", packed_weight=packed), "packed")
+        for awkward in (unaligned, strided):
+            moved = ops.linear(awkward(x), awkward(weight), awkward(bias), "gelu")
+            assert_same_bits(out, moved, awkward.__name__)
+
+
+def test_many_rows_are_cut_into_blocks_without_a_trace(implementation, generator):
+    # More rows than are packed at a time (8 MB of K = 3000), and K past one block of steps.
+    x, weight = normal(generator, 800, 3000), normal(generator, 33, 3000)
+    if implementation == "cpu_scalar":
+        x = x[-20:]
+    out = ops.linear(x, weight)
+    assert_same_bits(out[-9:], ops.linear(x[-9:], weight), "the last rows alone")
+    assert_accurate(out, reference.linear(x, weight), torch.nn.functional.linear(x, weight), "out")
+
+
+def test_a_packed_weight_is_the_same_for_every_implementation(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        weight = normal(generator, 35, 7, dtype=dtype)
+        panels = torch.zeros(64, 8 if dtype == torch.bfloat16 else 7, dtype=dtype)
+        panels[:35, :7] = weight
+        if dtype == torch.bfloat16:
+            expected = panels.view(2, 32, 4, 2).transpose(1, 2)
+        else:
+            expected = panels.view(2, 32, 7).transpose(1, 2)
+        expected = expected.contiguous().view(-1)
+        assert_same_bits(ops.pack_linear(weight).view(dtype), expected, f"{dtype}")
+
+
+def test_float32_results_of_bfloat16(implementation, generator):
+    x, weight = (normal(generator, 9, 40, dtype=torch.bfloat16) for _ in range(2))
+    bias, residual, grad = normal(generator, 9), normal(generator, 9, 9), normal(generator, 9, 9)
+
+    tensors = [x, weight, bias, residual]
+    (out,), grads = gradients(lambda *t: ops.linear(*t[:3], None, t[3], torch.float32), tensors, [grad])
+    (exact,), exact_grads = run(reference.linear, None, [t.double() for t in tensors], grad.double())
+    assert out.dtype == grads[2].dtype == torch.float32
+    assert grads[0].dtype == torch.bfloat16
+    for mine, right in zip([out, *grads], [exact, *exact_grads], strict=True):
+        assert_accurate(mine, right, None, "float32 results")
+    assert_same_bits(ops.linear(x, weight, bias, None, residual), out, "the residual's dtype by default")
+    for activation in ACTIVATIONS:
+        exact = reference.linear(x, weight, bias, activation)
+        assert_accurate(ops.linear(x, weight, bias, activation, None, torch.float32), exact, None, str(activation))
+
+
+def test_autocast(generator):
+    x, weight, bias = normal(generator, 4, 30), normal(generator, 20, 30), normal(generator, 20)
+    grad = normal(generator, 4, 20, dtype=torch.bfloat16)
+
+    def run(x, weight, bias):
+        with torch.autocast("cpu", torch.bfloat16):
+            return ops.linear(x, weight, bias)
+
+    (out,), grads = gradients(run, [x, weight, bias], [grad])
+    assert_same_bits(out, ops.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()), "autocast")
+    assert all(g.dtype == torch.float32 for g in grads)
+    assert run(x.double(), weight.double(), bias.double()).dtype == torch.float64
+
+
+def test_nan_stays_in_its_row(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        x, weight = normal(generator, 20, 9, dtype=dtype), normal(generator, 33, 9, dtype=dtype)
+        x[1, 7] = torch.nan
+        for activation in ACTIVATIONS:
+            out = ops.linear(x, weight, None, activation)
+            assert out[1].isnan().all(), activation
+            assert out[2:].isfinite().all() and out[0].isfinite().all(), activation
+
+
+def test_gradcheck(generator):
+    shapes = ((2, 3, 5), (4, 5), (4,), (2, 3, 4))
+    x, weight, bias, residual = (normal(generator, *s, dtype=torch.float64).requires_grad_() for s in shapes)
+    for activation in ACTIVATIONS:
+        assert torch.autograd.gradcheck(ops.linear, (x, weight, bias, activation, residual))
+    assert torch.autograd.gradcheck(ops.linear, (x, weight))
+    assert torch.autograd.gradcheck(ops.linear, (x.detach(), weight, bias, "gelu"))
+    assert torch.autograd.gradcheck(ops.linear, (x, weight.detach(), bias.detach(), "gelu"))
+
+
+def test_opcheck(generator):
+    x, weight, bias, residual = (normal(generator, *s).requires_grad_() for s in ((2, 3, 5), (4, 5), (4,), (2, 3, 4)))
+    op = torch.ops.pygpt.linear
+    torch.library.opcheck(op, (x, weight, bias, "gelu_tanh", residual, None, None))
+    torch.library.opcheck(op, (x, weight, None, None, None, None, ops.pack_linear(weight)))
+    torch.library.opcheck(op, (x.bfloat16(), weight.bfloat16(), None, None, None, torch.float32, None))
+
+
+def test_compiled_gives_the_same_bits(generator):
+    x, weight, bias = (normal(generator, *shape) for shape in ((6, 16), (9, 16), (9,)))
+    grad = normal(generator, 6, 9)
+
+    def run(x, weight, bias):
+        return ops.linear(x, weight, bias, "gelu_tanh")
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    eager_out, eager_grads = gradients(run, [x, weight, bias], [grad])
+    out, grads = gradients(compiled, [x, weight, bias], [grad])
+    for a, b in zip(eager_out + eager_grads, out + grads, strict=True):
+        assert_same_bits(a, b, "compiled")
+
+
+def test_numpy_in_numpy_out(generator):
+    x, weight = normal(generator, 3, 5), normal(generator, 4, 5)
+    out = ops.linear(x.numpy(), weight.numpy(), activation="relu")
+    assert isinstance(out, np.ndarray)
+    assert_same_bits(torch.from_numpy(out), ops.linear(x, weight, activation="relu"), "NumPy")
+
+
+X, W = torch.ones(2, 3), torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        ((X, torch.ones(4, 5)), ValueError, r"weight must have shape \(4, 3\).*\(4, 5\)"),
+        ((X, torch.ones(3)), ValueError, r"weight must be \(out, in\)"),
+        ((X, W, torch.ones(3)), ValueError, "bias must have shape"),
+        ((X, W.bfloat16()), TypeError, "weight must be float32.*bfloat16"),
+        ((X.long(), W), TypeError, "x must be of dtype.*int64"),
+        ((torch.tensor(1.0), W), ValueError, "x must have a last dimension"),
+        ((X, W, None, "swish"), ValueError, "activation must be.*swish"),
+        ((X, W, None, None, torch.ones(2, 3)), ValueError, r"residual must have shape \(2, 4\)"),
+        ((X, W, None, None, torch.ones(2, 4).double()), TypeError, "out must be float32"),
+        ((X, W, None, None, torch.ones(2, 4), torch.bfloat16), TypeError, "out must be float32"),
+        ((X, W, None, None, None, None, torch.zeros(3, dtype=torch.uint8)), ValueError, "packed_weight must have"),
+        ((X, W, None, None, None, None, torch.zeros(384)), TypeError, "packed_weight must be uint8"),
+        ((X.half(), W.half()), ValueError, "no CPU kernels for float16"),
+        ((X, "weight"), TypeError, "weight"),
+    ],
+)
+def test_bad_input(arguments, error, words):
+    with pytest.raises(error, match=words):
+        ops.linear(*arguments)
+
+
+def test_bad_input_of_pack():
+    with pytest.raises(ValueError, match=r"weight must be \(out, in\)"):
+        ops.pack_linear(torch.ones(3))
+    with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor"):
+        ops.pack_linear(None)
+    with pytest.raises(TypeError, match="weight must be of dtype"):
+        ops.pack_linear(torch.ones(3, 3).half())
