@@ -10,21 +10,25 @@ from pygpt.extension import C as _extension
 from pygpt.info import force, force_from_environment, info
 
 if TYPE_CHECKING:
-    from pygpt import ops
+    from pygpt import models, nn, ops
+    from pygpt.models import GPT, GPTConfig
 
 force_from_environment()
 
 __version__: str = _extension.__version__
 
-__all__ = ["__version__", "force", "info", "ops"]
+__all__ = ["GPT", "GPTConfig", "__version__", "force", "info", "models", "nn", "ops"]
 
-_MODULES = ("ops",)
+_MODULES = ("models", "nn", "ops")
+_CLASSES = ("GPT", "GPTConfig")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module on first use."""
+    """Import a module, or what holds a class, on first use."""
     if name in _MODULES:
         return importlib.import_module(f"pygpt.{name}")
+    if name in _CLASSES:
+        return getattr(importlib.import_module("pygpt.models"), name)
     raise AttributeError(f"module 'pygpt' has no attribute {name!r}")
 
 

@@ -1,0 +1,337 @@
+"""Sampling tokens one after the other, each computed from the keys and values of those before it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pygpt import ops
+from pygpt.generate.cache import KeyValueCache
+from pygpt.models.gpt import GPT
+
+
+class TokenBytes(Protocol):
+    """What stop strings need of a tokenizer."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+
+
+class Generation(NamedTuple):
+    """What `generate` gives with ``return_logprobs``.
+
+    Attributes:
+        tokens: (rows, time + max_new_tokens) int64.
+        lengths: (rows,) int64: a row's tokens, prompt and stop included, are ``tokens[row, :lengths[row]]``.
+        logprobs: (rows, max_new_tokens) float32: of each new token of a row, in order; 0 after its last.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    logprobs: Tensor
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    ids: Tensor,
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | Sequence[int] | Tensor = 0,
+    prompt_lengths: Sequence[int] | Tensor | None = None,
+    num_samples: int = 1,
+    stop_tokens: Sequence[int] = (),
+    stop: str | Sequence[str] = (),
+    tokenizer: TokenBytes | None = None,
+    overflow: str = "error",
+    return_logprobs: bool = False,
+    stream: Callable[[int, int], None] | None = None,
+    exact: bool | None = None,
+    pad_token: int = 0,
+) -> Tensor | Generation:
+    """Sample tokens after prompts, in eval mode and without gradient.
+
+    The distribution of a token is the model's after, in this order: the repetition penalty, the temperature, top-k,
+    top-p, min-p, renormalising. A row's tokens depend on its prompt and its seed alone, not on the rows beside it.
+
+    Args:
+        model: what computes the logits.
+        ids: (batch, time) int64, the prompts.
+        max_new_tokens: the most tokens to add to a prompt.
+        temperature: divides the logits; 0 takes the most probable token, the lower id of a tie.
+        top_k: keep the k most probable tokens.
+        top_p: keep the smallest set of most probable tokens that reaches this probability.
+        min_p: keep tokens of at least this share of the highest probability.
+        repetition_penalty: positive logits of tokens that the row has already are divided by this, others multiplied.
+        seed: an int gives row r the seed ``seed + r``; or one seed for each row of the result.
+        prompt_lengths: (batch,) 1 to time; what follows a prompt in its row may be anything. None: all of time.
+        num_samples: continuations of each prompt; those of one prompt stand together.
+        stop_tokens: a row ends after one of these.
+        stop: a row ends with the token in which its new text has one of these strings; needs a tokenizer.
+        tokenizer: has ``token_bytes``, as those of `pygpt.text`.
+        overflow: what to do where a prompt and ``max_new_tokens`` exceed the model's context: ``"error"``, or
+            ``"slide"``: each token is computed from the last ``context_length`` tokens, at positions from 0.
+        return_logprobs: give a `Generation`, with the model's log-probabilities before all of the above.
+        stream: is called with row and token when a token has been chosen.
+        exact: whether the bits must be those of ``forward``; on the CPU they always are. None: on CUDA they need not.
+        pad_token: what follows a row's last token.
+
+    Returns:
+        (batch × num_samples, time + max_new_tokens) int64, a row's new tokens directly after its prompt; or a
+        `Generation`.
+
+    Raises:
+        ValueError: naming the argument that does not fit, before any work.
+        TypeError: if a type or dtype does not fit.
+
+    Source: Keskar et al., "CTRL", 2019 (repetition penalty); Fan et al., 2018 (top-k); Holtzman et al., "The Curious
+    Case of Neural Text Degeneration", 2020 (top-p); Nguyen et al., 2024 (min-p).
+    """
+    _check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_samples, overflow, exact)
+    prompt_lengths = _prompt_lengths(ids, prompt_lengths)
+    stops = _Stops(stop_tokens, stop, tokenizer)
+    _check_ids(ids, prompt_lengths, stops, pad_token, model.config.vocab_size)
+    _check_room(prompt_lengths, max_new_tokens, model.config.context_length, overflow)
+    batch, time = ids.shape
+    rows = batch * num_samples
+    seeds = _seeds(seed, rows, ids.device)
+
+    padding = torch.arange(time, device=ids.device) >= prompt_lengths.unsqueeze(1)
+    tokens = ids.new_full((batch, time + max_new_tokens), pad_token)
+    tokens[:, :time] = ids.masked_fill(padding, pad_token)
+    lengths, alive = prompt_lengths, torch.ones(batch, dtype=torch.bool, device=ids.device)
+    logprobs = torch.zeros(rows, max_new_tokens, device=ids.device)
+
+    with _evaluating(model), model.session():
+        reader = _Reader(model, batch, min(time + max_new_tokens, model.config.context_length), ids.device)
+        if batch and max_new_tokens:
+            hidden = reader.read(tokens, lengths, alive).repeat_interleave(num_samples, dim=0)  # (R, C)
+        reader.cache = reader.cache.repeated(num_samples)
+        tokens, lengths, alive = (t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive))
+        every_row = torch.arange(rows, device=ids.device)
+        tails = [b""] * rows
+        history = _history(tokens, lengths, model.config.vocab_size) if repetition_penalty != 1 else None
+
+        for step in range(max_new_tokens):
+            if not alive.any():
+                break
+            if step:
+                hidden = reader.read(tokens, lengths, alive)
+            logits = model.logits(hidden)  # (R, V)
+            chosen, _ = ops.sample(
+                logits if history is None else _penalise(logits, history, repetition_penalty),
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                seeds=seeds,
+                positions=lengths,
+            )
+            chosen = chosen.masked_fill(~alive, pad_token)  # (R,)
+            if return_logprobs:
+                logprobs[:, step] = -ops.cross_entropy(logits, chosen, reduction="none").masked_fill(~alive, 0.0)
+            if history is not None:
+                history[every_row, chosen] |= alive
+            tokens[every_row, lengths] = chosen
+            lengths = lengths + alive
+            alive = _tell_and_stop(chosen, alive, stops, tails, stream)
+    return Generation(tokens, lengths, logprobs) if return_logprobs else tokens
+
+
+class _Reader:
+    """Reads rows of tokens with the model, each token once while its row fits the context."""
+
+    def __init__(self, model: GPT, batch: int, capacity: int, device: torch.device) -> None:
+        self.model = model
+        self.cache = KeyValueCache(batch, capacity, device)
+
+    def read(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
+        """What the head sees at the last token of each row, (rows, width); anything in rows that are not alive.
+
+        Rows that are longer than the context are read anew, as far as the context reaches: the position of every token
+        in it has moved.
+        """
+        limit = self.model.config.context_length
+        slid = alive & (lengths > limit)
+        new = (lengths - self.cache.lengths).masked_fill(slid | ~alive, 0)  # (R,) tokens that were not read yet
+        most = int(new.max())
+        hidden = None
+        if most:
+            places = self.cache.lengths.unsqueeze(1) + torch.arange(most, device=tokens.device)
+            ids = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
+            read = self.model.hidden(ids, lengths=new, cache=self.cache)  # (R, most, C)
+            hidden = read[torch.arange(len(new), device=tokens.device), (new - 1).clamp(min=0)]
+        if slid.any():
+            places = (lengths[slid] - limit).unsqueeze(1) + torch.arange(limit, device=tokens.device)
+            window = self.model.hidden(tokens[slid].gather(1, places))[:, -1]
+            hidden = window.new_zeros(len(new), window.shape[1]) if hidden is None else hidden
+            hidden[slid] = window
+        assert hidden is not None, "read() is called while a row is alive, and that has a new token"
+        return hidden
+
+
+class _Stops:
+    """When a row ends."""
+
+    def __init__(self, tokens: Sequence[int], strings: str | Sequence[str], tokenizer: TokenBytes | None) -> None:
+        self.tokens = frozenset(int(token) for token in tokens)
+        strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        if not all(isinstance(string, str) and string for string in strings):
+            raise ValueError(f"stop must hold strings that are not empty, but is {strings!r}")
+        if strings and tokenizer is None:
+            raise ValueError("stop needs a tokenizer, to know the text of the tokens")
+        self.tokenizer = tokenizer
+        self.strings = tuple(string.encode() for string in strings)
+        self.reach = max((len(string) for string in self.strings), default=1) - 1
+
+    def ends(self, token: int, tail: bytes) -> tuple[bool, bytes]:
+        """Whether a row ends with this token, whose text before it ended in ``tail``; and its new tail."""
+        if self.strings and self.tokenizer is not None:
+            text = tail + self.tokenizer.token_bytes(token)
+            if any(string in text for string in self.strings):
+                return True, b""
+            tail = text[len(text) - min(self.reach, len(text)) :]
+        return token in self.tokens, tail
+
+
+def _tell_and_stop(
+    chosen: Tensor,
+    alive: Tensor,
+    stops: _Stops,
+    tails: list[bytes],
+    stream: Callable[[int, int], None] | None,
+) -> Tensor:
+    """Hand new tokens to the caller; give which rows go on."""
+    if stream is None and not stops.tokens and not stops.strings:
+        return alive
+    on = alive.tolist()
+    for row, token in enumerate(chosen.tolist()):
+        if not on[row]:
+            continue
+        ended, tails[row] = stops.ends(token, tails[row])
+        on[row] = not ended
+        if stream is not None:
+            stream(row, token)
+    return torch.tensor(on, device=alive.device)
+
+
+def _history(tokens: Tensor, lengths: Tensor, vocabulary: int) -> Tensor:
+    """Which tokens each row has, (rows, vocabulary) bool."""
+    history = torch.zeros(len(tokens), vocabulary, dtype=torch.bool, device=tokens.device)
+    for row, length in enumerate(lengths.tolist()):
+        history[row, tokens[row, :length]] = True
+    return history
+
+
+def _penalise(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
+    return torch.where(history, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put the modules that are training into eval mode, and back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _seeds(seed: int | Sequence[int] | Tensor, rows: int, device: torch.device) -> Tensor:
+    if isinstance(seed, int):
+        if not -(2**63) <= seed <= 2**63 - max(rows, 1):
+            raise ValueError(f"seed must fit in 64 bits, as must seed + {rows} rows, but is {seed}")
+        return seed + torch.arange(rows, device=device)
+    seeds = torch.as_tensor(seed, device=device)
+    if seeds.dtype != torch.int64 or seeds.shape != (rows,):
+        raise ValueError(
+            f"seed must be an int, or int64 with one for each of the {rows} rows, "
+            f"not {seeds.dtype} of shape {tuple(seeds.shape)}"
+        )
+    return seeds
+
+
+def _prompt_lengths(ids: Tensor, given: Sequence[int] | Tensor | None) -> Tensor:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        raise TypeError(f"ids must be an int64 tensor, not {getattr(ids, 'dtype', type(ids).__name__)}")
+    if ids.dim() != 2 or ids.shape[1] == 0:
+        raise ValueError(f"ids must have shape (batch, time) with a time of at least 1, not {tuple(ids.shape)}")
+    batch, time = ids.shape
+    if given is None:
+        return ids.new_full((batch,), time)
+    lengths = torch.as_tensor(given, device=ids.device)
+    if lengths.dtype != torch.int64 or lengths.shape != (batch,):
+        raise ValueError(
+            f"prompt_lengths must be int64 of shape ({batch},), not {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    if batch and (int(lengths.min()) < 1 or int(lengths.max()) > time):
+        raise ValueError(f"prompt_lengths must be at least 1 and at most {time}, but is {lengths.tolist()}")
+    return lengths
+
+
+def _check_ids(ids: Tensor, prompt_lengths: Tensor, stops: _Stops, pad_token: int, vocabulary: int) -> None:
+    real = ids[torch.arange(ids.shape[1], device=ids.device) < prompt_lengths.unsqueeze(1)]
+    outside = real[(real < 0) | (real >= vocabulary)]
+    if outside.numel():
+        raise ValueError(f"ids must be at least 0 and less than the vocabulary of {vocabulary}, but has {outside[0]}")
+    for token in stops.tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"stop_tokens must be at least 0 and less than {vocabulary}, but has {token}")
+    if not 0 <= pad_token < vocabulary:
+        raise ValueError(f"pad_token must be at least 0 and less than {vocabulary}, but is {pad_token}")
+
+
+def _check_room(prompt_lengths: Tensor, max_new_tokens: int, limit: int, overflow: str) -> None:
+    longest = int(prompt_lengths.max()) if prompt_lengths.numel() else 0
+    if overflow == "error" and longest + max_new_tokens > limit:
+        raise ValueError(
+            f"context_length is {limit}, but the prompt has {longest} tokens and max_new_tokens is {max_new_tokens}; "
+            "shorten them, or pass overflow='slide'"
+        )
+
+
+def _check_options(
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float,
+    num_samples: int,
+    overflow: str,
+    exact: bool | None,
+) -> None:
+    for name, value, least in (
+        ("max_new_tokens", max_new_tokens, 0),
+        ("num_samples", num_samples, 1),
+        ("top_k", top_k, 1),
+    ):
+        if value is None and name == "top_k":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be at least 0 and finite, but is {temperature}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be more than 0 and at most 1, but is {top_p}")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p must be at least 0 and at most 1, but is {min_p}")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be more than 0 and finite, but is {repetition_penalty}")
+    if overflow not in ("error", "slide"):
+        raise ValueError(f"overflow must be 'error' or 'slide', not {overflow!r}")
+    if exact not in (None, True, False):
+        raise ValueError(f"exact must be True, False or None, not {exact!r}")

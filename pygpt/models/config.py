@@ -1,0 +1,223 @@
+"""What a GPT is made of, as plain values, and the published models by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
+POSITIONS = ("learned", "sinusoidal", "none")
+NORMS = ("pre", "post")
+MAX_HEAD_DIM = 256
+
+_DERIVED: Any = None  # the default of a field that follows from others; it is never None in a config
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT, its dropout and its initialisation.
+
+    Args:
+        vocab_size: number of tokens, V.
+        context_length: the most tokens that the model sees at once.
+        num_layers: number of blocks.
+        num_heads: query heads of each block, H.
+        embedding_dim: width of the model, C.
+        num_kv_heads: key and value heads, G, a divisor of ``num_heads``; None: as many.
+        head_dim: size of a head, D, at most 256; None: ``embedding_dim / num_heads``.
+        hidden_dim: width inside the feed-forward networks; None: four times ``embedding_dim``.
+        activation: ``"gelu_tanh"``, ``"gelu"`` (exact) or ``"relu"``.
+        positions: ``"learned"``, ``"sinusoidal"`` (Vaswani et al., 2017, section 3.5) or ``"none"``.
+        norm: ``"pre"``: layer norm before attention and feed-forward network, and one after the last block (GPT-2);
+            ``"post"``: after each residual sum (GPT-1).
+        layer_norm_eps: added to the variance in layer norms.
+        bias: whether layer norms and linear maps have biases.
+        tie_head: whether the head is the token embedding, or has a matrix of its own.
+        dropout: probability of dropout, where the following do not say otherwise.
+        embedding_dropout: of the sum of token and position embeddings; None: ``dropout``.
+        attention_dropout: of the attention weights; None: ``dropout``.
+        residual_dropout: of what attention and feed-forward network add to the residual stream; None: ``dropout``.
+        attention_windows: how many of the newest keys a query sees, layer by layer, from the start again after the
+            last; None: all. GPT-3 alternates dense and banded layers: ``(None, 256)``.
+        init_std: standard deviation of the initial weights; those that write to the residual stream have this over
+            ``sqrt(2 num_layers)``, biases are 0, layer norms the identity (GPT-2).
+
+    Raises:
+        ValueError: naming the field that does not fit, what was expected and what came.
+        TypeError: naming a field of the wrong type.
+
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019; Brown et al., "Language Models
+    are Few-Shot Learners", 2020.
+    """
+
+    vocab_size: int
+    context_length: int
+    num_layers: int
+    num_heads: int
+    embedding_dim: int
+    num_kv_heads: int = _DERIVED
+    head_dim: int = _DERIVED
+    hidden_dim: int = _DERIVED
+    activation: str = "gelu_tanh"
+    positions: str = "learned"
+    norm: str = "pre"
+    layer_norm_eps: float = 1e-5
+    bias: bool = True
+    tie_head: bool = True
+    dropout: float = 0.0
+    embedding_dropout: float = _DERIVED
+    attention_dropout: float = _DERIVED
+    residual_dropout: float = _DERIVED
+    attention_windows: tuple[int | None, ...] = (None,)
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "num_layers", "num_heads", "embedding_dim"):
+            self._check_integer(name)
+        if self.head_dim is None and self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"embedding_dim must be a multiple of num_heads, but {self.embedding_dim} is none of {self.num_heads}; "
+                "set head_dim"
+            )
+        for name, value in self._derived().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("num_kv_heads", "head_dim", "hidden_dim"):
+            self._check_integer(name)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, but {self.num_heads} is none of {self.num_kv_heads}"
+            )
+        if self.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, but is {self.head_dim}")
+        for name, allowed in (("activation", ACTIVATIONS), ("positions", POSITIONS), ("norm", NORMS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("bias", "tie_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for name in ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout"):
+            self._check_number(name, below=1.0)
+        for name in ("layer_norm_eps", "init_std"):
+            self._check_number(name)
+        if not isinstance(self.attention_windows, tuple | list):
+            raise TypeError(f"attention_windows must be a tuple, not {self.attention_windows!r}")
+        object.__setattr__(self, "attention_windows", tuple(self.attention_windows))
+        if not self.attention_windows or not all(w is None or _is_positive(w) for w in self.attention_windows):
+            raise ValueError(
+                "attention_windows must hold one or more of None and integers of at least 1, "
+                f"but is {self.attention_windows!r}"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> GPTConfig:
+        """The configuration of a published model.
+
+        Args:
+            name: one of `pygpt.models.PRESETS`.
+            changes: fields to set otherwise, such as ``dropout=0.1``.
+
+        Raises:
+            ValueError: if there is no such preset; the message lists them.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[name], **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
+        """Make a configuration of what `to_dict` gave.
+
+        Raises:
+            ValueError: naming unknown, missing or unfit fields.
+        """
+        fields = dataclasses.fields(cls)
+        unknown = sorted(set(values) - {field.name for field in fields})
+        if unknown:
+            raise ValueError(f"GPTConfig has no field {', '.join(unknown)}; was this written by a newer pygpt?")
+        required = (field.name for field in fields if field.default is dataclasses.MISSING)
+        missing = [name for name in required if name not in values]
+        if missing:
+            raise ValueError(f"GPTConfig needs a value for {', '.join(missing)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; None where a value is the one that follows from the others."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["attention_windows"] = list(self.attention_windows)
+        values.update({name: None for name, derived in self._derived().items() if values[name] == derived})
+        return values
+
+    def num_parameters(self) -> int:
+        """How many numbers the model's parameters hold; a tied head is counted once."""
+        width, hidden, vocabulary, one_if_bias = self.embedding_dim, self.hidden_dim, self.vocab_size, int(self.bias)
+        norm = width + one_if_bias * width
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        attention = width * qkv + one_if_bias * qkv + self.num_heads * self.head_dim * width + one_if_bias * width
+        feed_forward = 2 * width * hidden + one_if_bias * (hidden + width)
+        tables = vocabulary * (1 if self.tie_head else 2) + (self.context_length if self.positions == "learned" else 0)
+        last_norm = norm if self.norm == "pre" else 0
+        return tables * width + self.num_layers * (2 * norm + attention + feed_forward) + last_norm
+
+    def window(self, layer: int) -> int | None:
+        """The attention window of a layer; layers count from 0."""
+        return self.attention_windows[layer % len(self.attention_windows)]
+
+    def _derived(self) -> dict[str, Any]:
+        """What the fields that were not given are."""
+        return {
+            "num_kv_heads": self.num_heads,
+            "head_dim": self.embedding_dim // self.num_heads,
+            "hidden_dim": 4 * self.embedding_dim,
+            "embedding_dropout": self.dropout,
+            "attention_dropout": self.dropout,
+            "residual_dropout": self.dropout,
+        }
+
+    def _check_integer(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, but is {value}")
+
+    def _check_number(self, name: str, below: float = math.inf) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        if not 0 <= value < below:
+            limit = "" if below == math.inf else f" and less than {below:g}"
+            raise ValueError(f"{name} must be at least 0{limit}, but is {value}")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _published(context_length: int, num_layers: int, num_heads: int, embedding_dim: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 50257,
+        "context_length": context_length,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "embedding_dim": embedding_dim,
+    }
+
+
+# GPT-3: Brown et al., 2020, table 2.1, with two rows that can be built: its 24 heads of 128 do not fit a width of 2048,
+# and its width of 5140 is not 40 heads of 128.
+PRESETS = {
+    "gpt2": _published(1024, 12, 12, 768),
+    "gpt2-medium": _published(1024, 24, 16, 1024),
+    "gpt2-large": _published(1024, 36, 20, 1280),
+    "gpt2-xl": _published(1024, 48, 25, 1600),
+    "gpt3-small": _published(2048, 12, 12, 768),
+    "gpt3-medium": _published(2048, 24, 16, 1024),
+    "gpt3-large": _published(2048, 24, 16, 1536),
+    "gpt3-xl": _published(2048, 24, 16, 2048),
+    "gpt3-2.7b": _published(2048, 32, 32, 2560),
+    "gpt3-6.7b": _published(2048, 32, 32, 4096),
+    "gpt3-13b": _published(2048, 40, 40, 5120),
+    "gpt3": _published(2048, 96, 96, 12288),
+}
