@@ -72,18 +72,13 @@ def peak_arithmetic(dtype: torch.dtype = torch.float32, seconds: float = 0.2) ->
     return _peak_arithmetic(isa, name, torch.get_num_threads(), seconds)
 
 
-def memory_bandwidth(working_set: int | None = None, seconds: float = 0.2) -> float:
-    """Bytes per second read by all of torch's threads, over and over, from ``working_set`` bytes.
+def memory_bandwidth(seconds: float = 0.3) -> float:
+    """Bytes per second read by all of torch's threads from main memory: a buffer of eight last-level caches.
 
     Args:
-        working_set: how many bytes; a small one lies in a cache and gives the cache's bandwidth. It is rounded up to a
-            power of two of at least 64 KiB a thread. None: main memory, by a buffer of eight last-level caches.
         seconds: how long to measure.
     """
-    threads = torch.get_num_threads()
-    largest = max(2**28, 8 * last_level_cache_bytes())
-    size = largest if working_set is None else 1 << max(working_set - 1, 2**16 * threads - 1).bit_length()
-    return _memory_bandwidth(min(size, largest), threads, seconds)
+    return _memory_bandwidth(max(2**28, 8 * last_level_cache_bytes()), torch.get_num_threads(), seconds)
 
 
 # The loops run on torch's number of threads; it is an argument here to be part of the cache's key.

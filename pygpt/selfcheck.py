@@ -43,24 +43,32 @@ class Draw:
 
 @dataclass(frozen=True)
 class Check:
-    """Arguments for a function of `pygpt.ops` and for that of the same name in `pygpt.reference`."""
+    """A function of `pygpt.ops`, the one of `pygpt.reference` that says what is right, and arguments for both."""
 
     op: str  # whose table of implementations it checks
-    function: str
-    arguments: Callable[[Draw], dict[str, Any]]
-    reference: Callable[..., Any] | None = None  # where pygpt.reference takes other arguments
+    ours: Callable[..., Any]
+    exact: Callable[..., Any]
+    arguments: Callable[[Draw], dict[str, Any]]  # by name
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+    differentiable: bool = True
 
 
 def _dropout(x: Tensor, p: float, seed: int) -> Tensor:
     return reference.dropout(x, p, keep=ops.dropout(torch.ones_like(x, dtype=torch.float32), p, seed) != 0)
 
 
+def _greedy(logits: Tensor) -> Tensor:
+    rows = torch.zeros(len(logits), dtype=torch.int64)
+    return ops.sample(logits, temperature=0.0, seeds=rows, positions=rows)[1]
+
+
 # Odd sizes, so that every kernel's vectors and tiles have a tail.
 CHECKS = (
-    Check("add", "add", lambda d: {"x": d.normal(3, 5, 33), "y": d.normal(5, 33)}),
+    Check("add", ops.add, reference.add, lambda d: {"x": d.normal(3, 5, 33), "y": d.normal(5, 33)}),
     Check(
         "attention",
-        "attention",
+        ops.attention,
+        reference.attention,
         lambda d: {
             "q": d.normal(2, 37, 4, 24),
             "k": d.normal(2, 41, 2, 24),
@@ -68,28 +76,29 @@ CHECKS = (
             "causal": True,
         },
     ),
-    Check("cross_entropy", "cross_entropy", lambda d: {"logits": d.normal(7, 101), "targets": d.ids(101, 7)}),
-    Check("dropout", "dropout", lambda d: {"x": d.normal(3, 77), "p": 0.25, "seed": 1}, _dropout),
-    Check("embedding", "embedding", lambda d: {"ids": d.ids(11, 3, 7), "table": d.normal(11, 33)}),
     Check(
-        "feed_forward",
-        "feed_forward",
-        lambda d: {
-            "x": d.normal(5, 33),
-            "w_in": d.normal(71, 33),
-            "b_in": d.normal(71),
-            "w_out": d.normal(33, 71),
-            "b_out": d.normal(33),
-        },
+        "cross_entropy",
+        ops.cross_entropy,
+        reference.cross_entropy,
+        lambda d: {"logits": d.normal(7, 101), "targets": d.ids(101, 7)},
+    ),
+    Check("dropout", ops.dropout, _dropout, lambda d: {"x": d.normal(3, 77), "p": 0.25, "seed": 1}),
+    Check(
+        "embedding",
+        ops.embedding,
+        reference.embedding,
+        lambda d: {"ids": d.ids(11, 3, 7), "table": d.normal(11, 33)},
     ),
     Check(
         "layer_norm",
-        "add_layer_norm",
+        ops.add_layer_norm,
+        reference.add_layer_norm,
         lambda d: {"x": d.normal(5, 77), "residual": d.normal(5, 77), "weight": d.normal(77), "bias": d.normal(77)},
     ),
     Check(
         "linear",
-        "linear",
+        ops.linear,
+        reference.linear,
         lambda d: {
             "x": d.normal(5, 67),
             "weight": d.normal(35, 67),
@@ -99,9 +108,12 @@ CHECKS = (
         },
     ),
     Check(
-        "linear_cross_entropy",
-        "linear_cross_entropy",
-        lambda d: {"hidden": d.normal(7, 33), "weight": d.normal(101, 33), "targets": d.ids(101, 7)},
+        "sample",
+        _greedy,
+        lambda logits: torch.log_softmax(logits, dim=-1).amax(dim=-1),
+        lambda d: {"logits": d.normal(3, 101)},
+        dtypes=(torch.float32, torch.float64),
+        differentiable=False,
     ),
 )
 
@@ -135,7 +147,7 @@ def check_all(seed: int = 0) -> list[Result]:
             if not checks:
                 results.append(Result(op, implementation, "float32", wrong="there is no check for this op"))
             for check in checks:
-                for dtype in DTYPES:
+                for dtype in check.dtypes:
                     results += run_check(check, implementation, dtype, seed)
     return results
 
@@ -144,28 +156,30 @@ def run_check(check: Check, implementation: str, dtype: torch.dtype, seed: int =
     """Compare one implementation's outputs and gradients with the reference; nothing if it does not take the dtype."""
     draw = Draw(dtype, seed)
     arguments = check.arguments(draw)
-    leaves = {name: value for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad}
+    leaves = [name for name, value in arguments.items() if isinstance(value, Tensor) and value.requires_grad]
+    doubled = arguments | {name: arguments[name].detach().double().requires_grad_() for name in leaves}
     result = Result(check.op, implementation, str(dtype).removeprefix("torch."))
+    allowed = ALLOWED * torch.finfo(dtype).eps
     with pygpt.force(check.op, implementation):
         try:
-            ours = _outputs(getattr(ops, check.function)(**arguments))
+            outputs = _tensors(check.ours(**arguments))
         except ValueError as error:
             if "no implementation takes these arguments" in str(error) and dtype != torch.float32:
                 return []
             raise
-        gradients = [draw.like(output) for output in ours]
-        our_gradients = torch.autograd.grad(ours, list(leaves.values()), gradients)
-        exact = {name: value.detach().double().requires_grad_() for name, value in leaves.items()}
-        expected = _outputs((check.reference or getattr(reference, check.function))(**{**arguments, **exact}))
-    expected_gradients = torch.autograd.grad(expected, list(exact.values()), [g.double() for g in gradients])
-
-    allowed = ALLOWED * torch.finfo(dtype).eps
-    for place, (output, right) in enumerate(zip(ours, expected, strict=True)):
-        result.compare(f"output {place}", output.detach(), right.detach(), allowed)
-    for name, gradient, right in zip(leaves, our_gradients, expected_gradients, strict=True):
-        result.compare(f"the gradient of {name}", gradient, right, allowed)
+        exact = _tensors(check.exact(**doubled))
+        for place, (output, right) in enumerate(zip(outputs, exact, strict=True)):
+            result.compare(f"output {place}", output.detach(), right.detach(), allowed)
+        if check.differentiable:
+            upstream = [draw.like(output) for output in outputs]
+            gradients = torch.autograd.grad(outputs, [arguments[name] for name in leaves], upstream)
+            right_gradients = torch.autograd.grad(
+                exact, [doubled[name] for name in leaves], [g.double() for g in upstream]
+            )
+            for name, gradient, right in zip(leaves, gradients, right_gradients, strict=True):
+                result.compare(f"the gradient of {name}", gradient, right, allowed)
     return [result]
 
 
-def _outputs(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def _tensors(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)

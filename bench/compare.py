@@ -1,0 +1,357 @@
+"""Every op and the whole model of GPT-2 small beside PyTorch: time, share of this machine's limit, error.
+
+    python bench/compare.py                          every row, in under five minutes
+    python bench/compare.py --only attention         one of them
+    python bench/compare.py --full --json now.json   longer sequences, more rounds, torch.compile as a third rival
+    python bench/compare.py --plot bars.png
+
+How it measures. All contenders of a row run in one process, in turn, round by round; a row's time is the median of its
+rounds. Between contenders there is a short pause and a call that does not count, so that none runs beside the other's
+spinning threads. `ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that the row's
+operations or its memory traffic would take at the best rate this machine reaches (bench/rows.py says how many they are,
+pygpt/machine.py how the rate is measured), over our time; a or m says which of the two it is. Errors are the largest
+difference from float64, over the largest value, of the output or, with a backward pass, of the gradients too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import pygpt
+from pygpt import machine
+from pygpt.cli import Parser
+from pygpt.extension import C
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # behind the installed pygpt
+from bench import rows  # noqa: E402
+from bench.case import Call, Case  # noqa: E402
+
+SHORT_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured."""
+
+    sizes: rows.Sizes  # of the ops
+    model_time: int  # of the whole-model rows
+    rounds: int  # at least
+    seconds: float  # for a case, if that is enough for its rounds
+    compiled: bool = False
+
+
+QUICK = Settings(rows.Sizes(batch=4, time=1024, head_rows=512), model_time=256, rounds=3, seconds=1.0)
+FULL = Settings(rows.Sizes(batch=4, time=1024, head_rows=4096), model_time=1024, rounds=7, seconds=3.0, compiled=True)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measured case."""
+
+    op: str | None
+    name: str
+    shape: str
+    dtype: str
+    direction: str
+    implementation: str
+    rounds: int
+    seconds: float
+    peer_seconds: float  # PyTorch eager
+    compiled_seconds: float | None  # torch.compile
+    ratio: float  # of PyTorch eager's time to ours
+    operations: float | None
+    bytes: float | None
+    limit: str | None  # "arithmetic" or "memory", whichever takes longer at its best
+    share: float | None  # of that limit
+    error: float
+    peer_error: float | None
+
+
+def every_case(settings: Settings) -> Iterator[Case]:
+    """All lines of the table."""
+    small_rows = rows.op_rows(rows.Sizes(batch=1, time=256, head_rows=64))
+    for row, small in zip(rows.op_rows(settings.sizes), small_rows, strict=True):
+        yield from rows.cases(row, small)
+    yield from rows.cases(rows.overhead_row(), rows.overhead_row())
+
+
+def measure(case: Case, settings: Settings) -> Result:
+    contenders = case.contenders(settings.compiled)
+    if settings.compiled:
+        torch._dynamo.reset()  # so that no row is compiled with another's sizes in mind
+    seconds, rounds = median_seconds(contenders, settings)
+    implementation = C.last_used(case.op) if case.op else ", ".join(sorted(set(filter(None, last_used()))))
+    contenders.clear()  # and with them their inputs
+    limit = limit_seconds = None
+    if case.work:
+        at_best = {
+            "arithmetic": case.work.operations / machine.peak_arithmetic(case.dtype),
+            "memory": case.work.bytes(case.dtype) / machine.memory_bandwidth(),
+        }
+        limit, limit_seconds = max(at_best.items(), key=lambda item: item[1])
+    error, peer_error = case.errors()
+    return Result(
+        op=case.op,
+        name=case.name,
+        shape=case.shape,
+        dtype=SHORT_DTYPES[case.dtype],
+        direction=case.direction,
+        implementation=implementation or "",
+        rounds=rounds,
+        seconds=seconds["pygpt"],
+        peer_seconds=seconds["eager"],
+        compiled_seconds=seconds.get("compiled"),
+        ratio=seconds["eager"] / seconds["pygpt"],
+        operations=case.work.operations if case.work else None,
+        bytes=case.work.bytes(case.dtype) if case.work else None,
+        limit=limit,
+        share=limit_seconds / seconds["pygpt"] if limit_seconds else None,
+        error=error,
+        peer_error=peer_error,
+    )
+
+
+def last_used() -> list[str | None]:
+    return [C.last_used(op) for op, _ in C.implementations()]
+
+
+def median_seconds(contenders: dict[str, Call], settings: Settings) -> tuple[dict[str, float], int]:
+    """The median time of a call of each contender, and over how many rounds."""
+    once = {name: timed(call) for name, call in contenders.items()}  # warms up
+    once = {name: timed(call) if once[name] < 1 else once[name] for name, call in contenders.items()}
+    repeats = {name: max(1, int(0.005 / seconds)) for name, seconds in once.items()}  # of a call too short to time
+    rounds = min(25, max(settings.rounds, int(settings.seconds / sum(max(one, 0.01) for one in once.values()))))
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        for name in order:
+            time.sleep(0.002)  # the other's threads stop spinning
+            if once[name] < 0.1:
+                contenders[name]()
+            samples[name].append(timed(contenders[name], repeats[name]))
+    return {name: statistics.median(values) for name, values in samples.items()}, rounds
+
+
+def timed(call: Call, repeats: int = 1) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def setting() -> dict[str, Any]:
+    """Where and of what the results are: hardware, its limits and how they are measured, versions, date, commit."""
+    dtypes = (torch.float32, torch.bfloat16)
+    return {
+        "processor": machine.cpu_name(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": machine.memory_bytes(),
+        "last_level_cache_bytes": machine.last_level_cache_bytes(),
+        "operations_per_second": {SHORT_DTYPES[dtype]: machine.peak_arithmetic(dtype) for dtype in dtypes},
+        "operations_measured_by": {
+            SHORT_DTYPES[dtype]: f"multiply-adds of {machine.instruction_set(dtype)} on registers" for dtype in dtypes
+        },
+        "bytes_per_second": machine.memory_bandwidth(),
+        "bytes_measured_by": "reading a buffer of eight last-level caches",
+        "pygpt": pygpt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, marked if something in it has changed; "unknown" outside a checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def setting_text(where: dict[str, Any]) -> str:
+    rates = ", ".join(
+        f"{rate / 1e9:.0f} G operations/s in {dtype} ({where['operations_measured_by'][dtype]})"
+        for dtype, rate in where["operations_per_second"].items()
+    )
+    return (
+        f"pygpt {where['pygpt']} ({where['commit']}) beside torch {where['torch']}, {where['date']}\n"
+        f"{where['processor']}, {where['threads']} threads, {where['memory_bytes'] / 2**30:.0f} GiB\n"
+        f"limits: {rates}\n"
+        f"        {where['bytes_per_second'] / 1e9:.1f} GB/s ({where['bytes_measured_by']})"
+    )
+
+
+def results_table(results: list[Result]) -> Table:
+    compiled = any(result.compiled_seconds for result in results)
+    out = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("what", "shape", "dtype", "implementation"):
+        out.add_column(name, no_wrap=True)
+    rivals = ["PyTorch", "ratio", *(["compiled", "ratio"] if compiled else [])]
+    for name in ("pygpt", *rivals, "of limit", "error", "PyTorch's"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for name, group in itertools.groupby(results, key=lambda result: result.name):
+        for result in group:
+            title = name if result.direction == "forward" or not result.op else f"{name}, {result.direction}"
+            cells = [title, f"[dim]{result.shape}[/]", result.dtype, result.implementation, time_text(result.seconds)]
+            cells += [time_text(result.peer_seconds), ratio_text(result.ratio)]
+            if compiled:
+                rival = result.compiled_seconds
+                cells += [time_text(rival), ratio_text(rival / result.seconds)] if rival else ["", ""]
+            cells.append("" if result.share is None else f"{result.share:.0%} {result.limit}")
+            cells += [error_text(result.error), error_text(result.peer_error)]
+            out.add_row(*cells)
+        out.add_row()
+    return out
+
+
+def time_text(seconds: float) -> str:
+    """Three digits with a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"[{'green' if ratio >= 1 else 'red'}]{ratio:.2f}[/]"
+
+
+def error_text(error: float | None) -> str:
+    return "" if error is None else f"{error:.1e}" if error else "0"
+
+
+def plot(results: list[Result], where: dict[str, Any], file: Path) -> None:
+    """How many times as fast as PyTorch eager each case is: bars to the right of 1 are faster, to the left slower."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {
+        "Ops, forward": [r for r in results if r.op and r.direction == "forward" and r.share],
+        "Ops, forward and backward": [r for r in results if r.op and r.direction != "forward"],
+        "The whole model, GPT-2 124M": [r for r in results if not r.op],
+    }
+    panels = {title: some for title, some in panels.items() if some}
+    names = {title: list(dict.fromkeys(r.name for r in some)) for title, some in panels.items()}
+    colors = {"fp32": "#2a6f97", "bf16": "#f4a259"}
+    longest = max(len(of_panel) for of_panel in names.values())
+    figure, axes = pyplot.subplots(
+        ncols=len(panels), figsize=(1 + 4.2 * len(panels), 1.6 + 0.42 * longest), layout="constrained", squeeze=False
+    )
+    slowest, fastest = (pick(1.0, *(r.ratio for some in panels.values() for r in some)) for pick in (min, max))
+    powers = range(math.floor(math.log2(slowest)), math.ceil(math.log2(fastest)) + 1)
+    for axis, (title, some) in zip(axes[0], panels.items(), strict=True):
+        for result in some:
+            place = names[title].index(result.name) + (-0.19 if result.dtype == "fp32" else 0.19)
+            axis.barh(place, result.ratio - 1, left=1, height=0.36, color=colors[result.dtype], zorder=2)
+            side = 1 if result.ratio >= 1 else -1
+            text = axis.annotate(
+                f"{result.ratio:.2f}", (result.ratio, place), (4 * side, 0), textcoords="offset points"
+            )
+            text.set(va="center_baseline", ha="left" if side > 0 else "right", fontsize=8)
+        axis.set_yticks(range(len(names[title])), names[title])
+        axis.set_ylim(longest - 0.5, -0.5)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([2.0**power for power in powers], [f"{2.0**power:g}×" for power in powers])
+        axis.minorticks_off()
+        axis.set_xlim(slowest / 1.5, fastest * 1.5)
+        axis.set_xlabel("times as fast as PyTorch eager")
+        axis.axvline(1, color="#444444", linewidth=1, zorder=3)
+        axis.grid(axis="x", color="#dddddd", zorder=0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(title, loc="left", fontweight="bold", fontsize=10)
+    bars = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
+    figure.legend(bars, list(colors), loc="outside upper right", ncols=2, frameon=False)
+    figure.suptitle(
+        f"pygpt beside PyTorch {where['torch']}, GPT-2 small's sizes: {where['processor']}, {where['threads']} threads",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
+    figure.savefig(file, dpi=160)
+    pyplot.close(figure)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME", help="an op, 'train step', 'prefill', 'decode', or 'model'")
+    parser.add_argument("--threads", type=int, metavar="N", help="for both sides (default: torch's choice)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as a third contender")
+    parser.add_argument("--full", action="store_true", help="the model at time 1024, seven rounds, torch.compile")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios as bars")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda":
+        why_none = C.cuda_devices()[1]
+        parser.error(f"--device cuda: {why_none or 'pygpt has no CUDA kernels yet'}")
+    if arguments.threads is not None and arguments.threads < 1:
+        parser.error(f"--threads must be at least 1, but is {arguments.threads}")
+    for file in (arguments.json, arguments.plot):
+        if file and not file.parent.is_dir():
+            parser.error(f"there is no folder {file.parent} to write {file.name} into")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    settings = FULL if arguments.full else dataclasses.replace(QUICK, compiled=arguments.compile)
+    cases = list(every_case(settings))
+    if arguments.only:
+        chosen = [case for case in cases if arguments.only in (case.name, case.op or "model")]
+        if not chosen:
+            names = ", ".join(dict.fromkeys(case.op or case.name for case in cases))
+            print(f"compare.py: error: --only must be one of {names}, model, not {arguments.only}", file=sys.stderr)
+            return 2
+        cases = chosen
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    where = setting()
+    results = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=f"{case.name}, {SHORT_DTYPES[case.dtype]}, {case.direction}")
+            results.append(measure(case, settings))
+            progress.advance(task)
+    console.print(results_table(results))
+    console.print(setting_text(where), highlight=False)
+    if arguments.json:
+        data = {**where, "results": [dataclasses.asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(data, indent=2) + "\n")
+    if arguments.plot:
+        plot(results, where, arguments.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""The ops that `compare.py` measures: one row per op, beside the same thing in plain PyTorch.
+
+A new op gets a row here. Operations and elements are the floor, what any implementation has to do: a multiply-add is
+two operations, `elements` are the numbers that must be read or written once if nothing but the result is kept.
+Letters: B batch, T time, M = B T rows, H heads, D head_dim, C width, V vocabulary; N width inside the feed-forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.case import Call, Case, Work, largest_error
+from pygpt import ops, reference
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the tensors; the model's are GPT-2 small's."""
+
+    batch: int
+    time: int
+    head_rows: int  # of tensors that are as wide as the vocabulary, which would take most of the time
+    heads: int = 12
+    head_dim: int = 64
+    width: int = 768
+    hidden: int = 3072
+    vocabulary: int = 50257
+
+
+class Draw:
+    """Random inputs of one dtype, always the same ones."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.generator = torch.Generator().manual_seed(1)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=self.generator) * scale).to(self.dtype)
+
+    def ids(self, below: int, *shape: int) -> Tensor:
+        return torch.randint(below, shape, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op at one size. The three functions take the inputs by name and return one tensor."""
+
+    op: str  # its name in csrc/ops
+    name: str  # what the table calls it
+    shape: str
+    inputs: Callable[[Draw], dict[str, Any]]
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Tensor]
+    exact: Callable[..., Tensor]  # in float64
+    forward: Work | None  # None: too small for a limit to mean anything
+    backward: Work | None  # beyond the forward pass; None: there is none to measure
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    comparable: bool = True  # whether PyTorch's result can be compared with `exact`
+
+
+def op_rows(sizes: Sizes) -> list[Row]:
+    """The rows of all ops."""
+    B, T, M, head_rows = sizes.batch, sizes.time, sizes.batch * sizes.time, sizes.head_rows
+    H, D, C, V = sizes.heads, sizes.head_dim, sizes.width, sizes.vocabulary
+    pairs = B * H * T * (T + 1) / 2  # of a query and a key that it sees
+    scale = C**-0.5
+
+    return [
+        Row(
+            "layer_norm",
+            "layer_norm",
+            f"({B}, {T}, {C})",
+            lambda d: {"x": d.normal(B, T, C), "weight": d.normal(C), "bias": d.normal(C)},
+            ours=ops.layer_norm,
+            theirs=lambda x, weight, bias: F.layer_norm(x, (C,), weight, bias),
+            exact=reference.layer_norm,
+            forward=Work(8 * M * C, 2 * M * C),
+            backward=Work(12 * M * C, 3 * M * C),
+        ),
+        Row(
+            "layer_norm",
+            "add_layer_norm",
+            f"({B}, {T}, {C})",
+            lambda d: {n: d.normal(B, T, C) for n in ("x", "residual")} | {n: d.normal(C) for n in ("weight", "bias")},
+            ours=lambda **inputs: ops.add_layer_norm(**inputs)[0],
+            theirs=lambda x, residual, weight, bias: F.layer_norm(x + residual, (C,), weight, bias),
+            exact=lambda **inputs: reference.add_layer_norm(**inputs)[0],
+            forward=Work(9 * M * C, 4 * M * C),
+            backward=Work(12 * M * C, 3 * M * C),
+        ),
+        Row(
+            "attention",
+            "attention, causal",
+            f"({B}, {T}, {H}, {D})",
+            lambda d: {name: d.normal(B, T, H, D) for name in ("q", "k", "v")},
+            ours=lambda q, k, v: ops.attention(q, k, v, causal=True),
+            theirs=lambda q, k, v: F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+            ).transpose(1, 2),
+            exact=lambda q, k, v: reference.attention(q, k, v, causal=True),
+            forward=Work(4 * D * pairs, 4 * M * C),
+            backward=Work(10 * D * pairs, 8 * M * C),
+        ),
+        Row(
+            "linear",
+            "linear (qkv)",
+            f"({M}, {C}) × ({3 * C}, {C})",
+            lambda d: {"x": d.normal(M, C), "weight": d.normal(3 * C, C, scale=scale), "bias": d.normal(3 * C)},
+            ours=ops.linear,
+            theirs=lambda x, weight, bias: F.linear(x, weight, bias),
+            exact=reference.linear,
+            forward=Work(6 * M * C * C, 4 * M * C + 3 * C * C),
+            backward=Work(12 * M * C * C, 5 * M * C + 6 * C * C),
+        ),
+        Row(
+            "embedding",
+            "embedding",
+            f"({B}, {T}) of ({V}, {C})",
+            lambda d: {"ids": d.ids(V, B, T), "table": d.normal(V, C)},
+            ours=ops.embedding,
+            theirs=lambda ids, table: F.embedding(ids, table),
+            exact=reference.embedding,
+            forward=Work(0, 2 * M * C, 8 * M),
+            backward=Work(M * C, M * C + V * C, 8 * M),
+        ),
+        Row(
+            "add",
+            "add (positions)",
+            f"({B}, {T}, {C}) + ({T}, {C})",
+            lambda d: {"x": d.normal(B, T, C), "y": d.normal(T, C)},
+            ours=ops.add,
+            theirs=lambda x, y: x + y,
+            exact=reference.add,
+            forward=Work(M * C, 2 * M * C + T * C),
+            backward=Work(M * C, M * C + T * C),
+        ),
+        Row(
+            "dropout",
+            "dropout, p = 0.1",
+            f"({B}, {T}, {C})",
+            lambda d: {"x": d.normal(B, T, C)},
+            ours=lambda x: ops.dropout(x, 0.1, seed=1),
+            theirs=lambda x: F.dropout(x, 0.1),
+            exact=lambda x: reference.dropout(
+                x, 0.1, keep=ops.dropout(torch.ones_like(x, dtype=torch.float32), 0.1, seed=1) != 0
+            ),
+            forward=Work(M * C, 2 * M * C),
+            backward=Work(M * C, 2 * M * C),
+            comparable=False,
+        ),
+        Row(
+            "cross_entropy",
+            "cross_entropy",
+            f"({head_rows}, {V})",
+            lambda d: {"logits": d.normal(head_rows, V), "targets": d.ids(V, head_rows)},
+            ours=ops.cross_entropy,
+            theirs=lambda logits, targets: F.cross_entropy(logits, targets),
+            exact=reference.cross_entropy,
+            forward=Work(3 * head_rows * V, head_rows * V, 8 * head_rows),
+            backward=Work(3 * head_rows * V, 2 * head_rows * V, 8 * head_rows),
+        ),
+        Row(
+            "sample",
+            "sample, top-k 50, top-p 0.95",
+            f"({B}, {V})",
+            lambda d: {"logits": d.normal(B, V), "seeds": d.ids(V, B), "positions": d.ids(T, B)},
+            ours=lambda logits, seeds, positions: _sample(logits, seeds, positions)[1],
+            theirs=_plain_sample,
+            exact=lambda logits, seeds, positions: (
+                torch.log_softmax(logits, dim=-1)
+                .gather(-1, _sample(logits.float(), seeds, positions)[0].unsqueeze(-1))
+                .squeeze(-1)
+            ),
+            forward=Work(3 * B * V, B * V, 32 * B),
+            backward=None,
+            dtypes=(torch.float32,),
+            comparable=False,
+        ),
+    ]
+
+
+def _sample(logits: Tensor, seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.sample(logits, top_k=50, top_p=0.95, seeds=seeds, positions=positions)
+
+
+def _plain_sample(logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """Log-probabilities of drawn tokens; torch.multinomial draws from one generator for all rows."""
+    del seeds, positions
+    highest, ids = logits.topk(50)
+    weights = torch.softmax(highest, dim=-1)
+    weights = weights.masked_fill(weights.cumsum(dim=-1) - weights >= 0.95, 0.0)
+    tokens = ids.gather(-1, torch.multinomial(weights, 1))
+    return torch.log_softmax(logits, dim=-1).gather(-1, tokens).squeeze(-1)
+
+
+def overhead_row() -> Row:
+    """So small that what is measured is the way from Python to the kernel and back."""
+    return Row(
+        "layer_norm",
+        "overhead of one call",
+        "layer_norm of (1, 8)",
+        lambda d: {"x": d.normal(1, 8), "weight": d.normal(8), "bias": d.normal(8)},
+        ours=ops.layer_norm,
+        theirs=lambda x, weight, bias: F.layer_norm(x, (8,), weight, bias),
+        exact=reference.layer_norm,
+        forward=None,
+        backward=None,
+        dtypes=(torch.float32,),
+    )
+
+
+def cases(row: Row, small: Row) -> Iterator[Case]:
+    """A row with each dtype, forward without gradient, and forward and backward; errors at the smaller size."""
+    for dtype in row.dtypes:
+        yield _case(row, small, dtype, None)
+        if row.backward:
+            yield _case(row, small, dtype, row.backward)
+
+
+def _case(row: Row, small: Row, dtype: torch.dtype, backward: Work | None) -> Case:
+    def contenders(compiled: bool) -> dict[str, Call]:
+        draw = Draw(dtype)
+        inputs = row.inputs(draw)
+        grad = _gradient(row, inputs, draw) if backward else None
+        out = {"pygpt": _call(row.ours, inputs, grad), "eager": _call(row.theirs, inputs, grad)}
+        if compiled:
+            out["compiled"] = _call(torch.compile(row.theirs), inputs, grad)  # compiles when it is first called
+        return out
+
+    def errors() -> tuple[float, float | None]:
+        draw = Draw(dtype)
+        inputs = small.inputs(draw)
+        doubles = {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
+        grad = _gradient(small, inputs, draw) if backward else None
+        exact = _call(small.exact, doubles, grad)()
+        theirs = largest_error(_call(small.theirs, inputs, grad)(), exact) if small.comparable else None
+        return largest_error(_call(small.ours, inputs, grad)(), exact), theirs
+
+    return Case(
+        op=row.op,
+        name=row.name,
+        shape=row.shape,
+        dtype=dtype,
+        direction="forward + backward" if backward else "forward",
+        work=row.forward + backward if row.forward and backward else row.forward,
+        contenders=contenders,
+        errors=errors,
+    )
+
+
+def _gradient(row: Row, inputs: dict[str, Any], draw: Draw) -> Tensor:
+    """Of the result, at random."""
+    with torch.no_grad():
+        out = row.ours(**inputs)
+    return torch.randn(out.shape, generator=draw.generator).to(out.dtype)
+
+
+def _call(function: Callable[..., Tensor], inputs: dict[str, Any], grad: Tensor | None) -> Callable[[], list[Tensor]]:
+    """A call that gives the result; with ``grad`` also the gradients of all floating inputs, else without gradient."""
+    if grad is None:
+
+        def forward() -> list[Tensor]:
+            with torch.no_grad():
+                return [function(**inputs)]
+
+        return forward
+    floating = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    leaves = {name: value.detach().requires_grad_() for name, value in floating.items()}
+
+    def forward_and_backward() -> list[Tensor]:
+        out = function(**{**inputs, **leaves})
+        return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), grad.to(out.dtype))]
+
+    return forward_and_backward
