@@ -201,7 +201,12 @@ class Trainer:
         state = TrainingState(
             step=self.steps_done,
             part=self._parts_done,
-            values={"data": self._position, "guard": self.guard.state_dict(), "seconds": self._seconds},
+            values={
+                "data": self._position,
+                "guard": self.guard.state_dict(),
+                "seconds": self._seconds,
+                "batches": self._batches_of_a_step(),
+            },
             tensors={**self._random_streams(), **self._optimizer_tensors(), **self._half_done_tensors()},
         )
         path = self.checkpoints.save(state, self._save_model)
@@ -222,6 +227,12 @@ class Trainer:
 
     def _restore(self, state: TrainingState) -> None:
         tensors = state.tensors
+        if state.part and state.values["batches"] != self._batches_of_a_step():
+            raise ValueError(
+                f"the checkpoint is inside a step of batch_size and accumulate {state.values['batches']}, and the "
+                f"configuration has {self._batches_of_a_step()}: finish the step with the former, or resume from an "
+                "earlier checkpoint"
+            )
         self.steps_done, self._parts_done = state.step, state.part
         self.guard.load_state_dict(state.values["guard"])
         self.guard.refused_in_a_row %= self.config.patience  # after giving up, its user has decided to go on
@@ -238,6 +249,9 @@ class Trainer:
         torch.set_rng_state(tensors["random/cpu"])
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random/cuda"], self._device)
+
+    def _batches_of_a_step(self) -> list[int]:
+        return [self.config.batch_size, self.config.accumulate]
 
     def _fetch(self) -> None:
         self._position = self.batches.state_dict()

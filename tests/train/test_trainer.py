@@ -232,6 +232,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         trainer.restore(Checkpoints(tmp_path / "checkpoints").newest())
 
 
+def test_a_half_done_step_is_finished_with_its_own_batches(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=2)
+    forward_backward = trainer._forward_backward
+
+    def stop_after_one(ids: Tensor, targets: Tensor, weight: float) -> None:
+        forward_backward(ids, targets, weight)
+        trainer.stop_requested = True
+
+    trainer._forward_backward = stop_after_one  # type: ignore[method-assign]
+    assert not trainer.run()
+    newest = Checkpoints(tmp_path / "checkpoints").newest()
+    assert newest.name == "step-00000000-part-01"
+    with pytest.raises(ValueError, match=r"inside a step of batch_size and accumulate \[12, 3\].* has \[12, 4\]"):
+        make_trainer(tmp_path, resume=newest, accumulate=4)
+    assert make_trainer(tmp_path, resume=newest, steps=2).run()
+
+
 def test_decay_groups() -> None:
     decayed, others = parameter_groups(TinyModel(), 0.5)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
