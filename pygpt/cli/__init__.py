@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 COMMANDS = {
+    "demo": "train a small GPT in three minutes and see what it writes",
+    "train": "train a GPT on text",
+    "sample": "let a model write",
     "data": "turn text into token files",
     "doctor": "what is built, what runs here and why, how fast the machine is",
 }
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
         + "".join(f"  {name:<10}{summary}\n" for name, summary in COMMANDS.items())
-        + "\nExample:\n  pygpt data books --out tokens\n\n'pygpt COMMAND --help' tells more."
+        + "\nExample:\n  pygpt demo\n\n'pygpt COMMAND --help' tells more."
         + "\nPYGPT_TRACEBACK=1 shows where an error came from.",
     )
     parser.add_argument("--version", action="store_true", help="print the version")

@@ -1,12 +1,21 @@
 """What the tests of the command line share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from pygpt.cli import main
 
 Run = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Commands set torch's number of threads; the next test gets it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

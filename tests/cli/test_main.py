@@ -31,7 +31,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mistakes_in_words(fails: Run) -> None:
     assert "invalid choice: 'tarin'" in fails("tarin")
-    assert "the following arguments are required: --out" in fails("data", "text.txt")
+    assert fails("train", "--bogus").startswith("pygpt train: error: unrecognized arguments: --bogus")
+    assert "unrecognized arguments: --step 3" in fails("train", "--step", "3"), "no abbreviations"
+    assert "argument --steps: invalid int value: 'many'" in fails("train", "--steps", "many")
+    assert "--schedule: invalid choice: 'cosin'" in fails("train", "--schedule", "cosin")
+    assert "the following arguments are required: --model" in fails("sample")
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:

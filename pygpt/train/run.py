@@ -1,0 +1,270 @@
+"""A run: the folder that a training makes, goes on from, and leaves.
+
+::
+
+    config.toml       every setting; 'pygpt train --config' takes it
+    tokenizer.json    what text becomes
+    data/             the token files, unless a folder made by 'pygpt data' was given
+    metrics.jsonl     the record, one line per step
+    loss.png          the loss curve, drawn anew with every checkpoint
+    checkpoints/      see pygpt.train.checkpoint; each is a model by itself, with its tokenizer
+
+The folder appears whole: until text, tokenizer and configuration are ready it has a temporary name.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW
+
+from pygpt.files import atomic_path, read_json
+from pygpt.models import GPT, GPTConfig
+from pygpt.text import BatchLoader, TokenFile, Tokenizer, prepare, sequential_batches
+from pygpt.train.checkpoint import Checkpoints
+from pygpt.train.config import TrainConfig, read_toml
+from pygpt.train.display import Display
+from pygpt.train.metrics import Metrics, read_metrics
+from pygpt.train.plot import save_loss_plot
+from pygpt.train.text import named_tokenizer, prompt_tokens, read_corpus
+from pygpt.train.throughput import flops_per_token, measure_peak
+from pygpt.train.trainer import Trainer, parameter_groups
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SAMPLE_TOKENS = 100
+
+# What a checkpoint's bits depend on; a resumed run keeps it.
+FIXED = ("data", "tokenizer", "vocab_size", "validation", "preset", "layers", "heads", "kv_heads", "width", "hidden",
+         "context", "dropout", "activation", "positions", "norm", "bias", "tie_head", "seed")  # fmt: skip
+
+
+def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> None:
+    """Make a run's folder: text, tokenizer and configuration, ready to be trained.
+
+    Args:
+        folder: a new or empty folder.
+        config: what to train, on what, and how.
+        progress: show a progress bar while the text is read.
+
+    Raises: FileExistsError if there is something in the folder; ValueError, FileNotFoundError or OSError naming what is
+        wrong with the configuration, the text, the tokenizer or the folder. Then there is no folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; continue it with --resume, or choose another --out")
+    context_length = model_config(config, config.vocab_size).context_length  # before text is read, which may take long
+    _device(config)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        prepared = _prepared_folder(config)
+        if prepared is None:
+            documents = read_corpus(config.data)
+            kind = config.tokenizer or "bpe"
+            tokenizer = named_tokenizer(kind, documents, config.vocab_size if kind == "bpe" else None, progress)
+            prepare(documents, tokenizer, temporary / "data", config.validation, config.seed, progress)
+        else:
+            if config.tokenizer is not None:
+                raise ValueError(f"{prepared} has the tokenizer that made its tokens: leave out --tokenizer")
+            tokenizer = Tokenizer.load(prepared)
+            config = replace(config, data=(str(prepared.resolve()),))
+        data = prepared or temporary / "data"
+        _batches(data, tokenizer, config, context_length)  # refuses what is damaged or too short
+        _validation(data, tokenizer, config, context_length)
+        config.save(temporary / "config.toml")
+        tokenizer.save(temporary)
+
+
+def read_config(folder: str | Path, changes: dict[str, Any] | None = None) -> TrainConfig:
+    """Read a run's configuration, with changes.
+
+    Raises: FileNotFoundError if the folder is no run; ValueError naming a setting that a run cannot change.
+    """
+    path = Path(folder) / "config.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no config.toml")
+    values = read_toml(path)
+    saved = TrainConfig.from_dict(values, str(path))
+    changed = TrainConfig.from_dict({**values, **(changes or {})}, "the flags")
+    for name in FIXED:
+        before, after = getattr(saved, name), getattr(changed, name)
+        if before != after:
+            raise ValueError(f"{name} cannot change when a run is resumed: {folder} has {before}, not {after}")
+    return changed
+
+
+@contextmanager
+def open_run(folder: str | Path, config: TrainConfig, display: Display | None = None) -> Iterator[Trainer]:
+    """Get a run ready to train, from its newest checkpoint if it has one, and keep other processes out of it.
+
+    Args:
+        folder: made by :func:`create`.
+        config: from :func:`read_config`; saved, if it has changed.
+        display: what is told of the progress.
+
+    Yields: the trainer.
+    Raises: FileNotFoundError, ValueError or OSError naming what is missing, damaged, or does not fit together.
+    """
+    folder = Path(folder)
+    display = display or Display()
+    with _lock(folder):
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        tokenizer = Tokenizer.load(folder)
+        data = _prepared_folder(config) or folder / "data"
+        checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+        paths = checkpoints.paths()
+        torch.manual_seed(config.seed)
+        if paths:
+            model = GPT.from_pretrained(paths[-1]).to(_device(config))
+        else:
+            model = GPT(model_config(config, tokenizer.vocab_size), device=_device(config))
+        tokenizer.check_model_vocabulary(model.config.vocab_size)
+        model.checkpoint_blocks = config.checkpoint_blocks
+        model.train()
+        trainer = Trainer(
+            model,
+            AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2)),
+            config,
+            _batches(data, tokenizer, config, model.config.context_length),
+            _validation(data, tokenizer, config, model.config.context_length),
+            checkpoints=checkpoints,
+            display=display,
+            sample=lambda: write_text(model, tokenizer, config.prompt),
+            save_extra=tokenizer.save,
+            after_save=lambda: save_loss_plot(folder / "loss.png", read_metrics(folder / "metrics.jsonl"), folder.name),
+            flops_per_token=flops_per_token(model.config),
+            peak=measure_peak(DTYPES[config.dtype], _device(config)),
+        )
+        if paths:
+            trainer.restore(paths[-1])
+        if trainer.steps_done > config.steps:
+            raise ValueError(f"steps is {config.steps}, but {folder} has done {trainer.steps_done} already")
+        trainer.metrics = Metrics(folder / "metrics.jsonl", trainer.steps_done)
+        if config != read_config(folder):
+            config.save(folder / "config.toml")
+        try:
+            yield trainer
+        finally:
+            trainer.metrics.close()
+
+
+def load_model(folder: str | Path) -> tuple[GPT, Tokenizer]:
+    """Load a model and its tokenizer: a run's newest checkpoint, or any folder that holds both.
+
+    Raises: FileNotFoundError, ValueError naming what is missing, damaged, or does not fit together.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run or of a model")
+    path = Checkpoints(folder / "checkpoints").newest() if (folder / "config.toml").is_file() else folder
+    model = GPT.from_pretrained(path)
+    tokenizer = Tokenizer.load(path)
+    tokenizer.check_model_vocabulary(model.config.vocab_size)
+    return model, tokenizer
+
+
+def describe(trainer: Trainer) -> str:
+    """What is about to be trained, in a line or two."""
+    config, model = trainer.config, trainer.model
+    shape = model.config
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = config.batch_size * config.accumulate * shape.context_length
+    lines = [
+        f"{parameters / 1e6:,.2f} million parameters: {shape.num_layers} layers, {shape.num_heads} heads, "
+        f"{shape.embedding_dim} wide, context {shape.context_length}, vocabulary {shape.vocab_size:,}",
+        f"{config.steps:,} steps of {tokens:,} tokens, {config.dtype}, {torch.get_num_threads()} threads",
+    ]
+    if trainer.flops_per_token and trainer.peak:
+        lines[1] += (
+            f"; {trainer.flops_per_token / 1e6:,.1f} MFLOP a token, measured peak {trainer.peak / 1e9:,.0f} GFLOP/s"
+        )
+    if trainer.steps_done:
+        lines.append(f"going on after step {trainer.steps_done:,}")
+    return "\n".join(lines)
+
+
+def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
+    """The shape of the model: the preset's, or the defaults, with what the configuration sets.
+
+    Raises: ValueError naming the preset or the part of the shape that does not fit.
+    """
+    shape = {
+        "num_layers": config.layers,
+        "num_heads": config.heads,
+        "num_kv_heads": config.kv_heads,
+        "embedding_dim": config.width,
+        "hidden_dim": config.hidden,
+        "context_length": config.context,
+        "dropout": config.dropout,
+        "activation": config.activation,
+        "positions": config.positions,
+        "norm": config.norm,
+        "bias": config.bias,
+        "tie_head": config.tie_head,
+    }
+    given = {name: value for name, value in shape.items() if value is not None}
+    if config.preset is not None:
+        return GPTConfig.preset(config.preset, **{**given, "vocab_size": vocab_size})
+    default = {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256}
+    return GPTConfig.from_dict({**default, **given, "vocab_size": vocab_size})
+
+
+def write_text(model: GPT, tokenizer: Tokenizer, prompt: str | None = None, seed: int = 0) -> str:
+    """A text that the model writes after ``prompt``, the prompt included; the same for the same seed."""
+    tokens = prompt_tokens(tokenizer, prompt)
+    room = model.config.context_length - len(tokens)
+    ids = torch.tensor([tokens], device=next(model.parameters()).device)
+    written = model.generate(ids, max_new_tokens=min(SAMPLE_TOKENS, room), temperature=0.8, top_p=0.95, seed=seed)
+    return tokenizer.decode(written[0].tolist())
+
+
+def _prepared_folder(config: TrainConfig) -> Path | None:
+    """The folder of token files that ``data`` names, if it names one."""
+    if len(config.data) == 1 and (Path(config.data[0]) / "tokens.json").is_file():
+        return Path(config.data[0])
+    return None
+
+
+def _batches(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> BatchLoader:
+    return BatchLoader(TokenFile(data, "train", tokenizer), config.batch_size, context_length, config.seed)
+
+
+def _validation(
+    data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    if not config.eval_every or "validation" not in read_json(data / "tokens.json")["splits"]:
+        return []
+    file = TokenFile(data, "validation", tokenizer)
+    return list(sequential_batches(file, config.batch_size, context_length, config.eval_batches))
+
+
+def _device(config: TrainConfig) -> torch.device:
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {config.device!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {config.device!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {config.device!r}, but PyTorch finds no CUDA device here")
+    return device
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second process from training in the folder; the system gives the lock back however this one ends."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {folder}") from None
+        yield
