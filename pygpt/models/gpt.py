@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pygpt import ops
 from pygpt.models.config import GPTConfig
 from pygpt.models.memory import check_fits
+from pygpt.models.session import Session
 from pygpt.nn import Embedding, FeedForward, LayerNorm, Linear, MultiHeadAttention
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class GPT(nn.Module):
         check_fits(config.num_parameters(), device, dtype)
         self.config = config
         self.checkpoint_blocks = False
+        self.packed_head: Tensor | None = None  # of head_weight, inside a session
+        self._session: Session | None = None
 
         meta = torch.device("meta")  # nothing is drawn twice: the weights are, once, at the end
         width = config.embedding_dim
@@ -226,6 +229,8 @@ class GPT(nn.Module):
             TypeError: if a dtype does not fit.
         """
         self._check(ids, lengths, cu_seqlens, cache)
+        if self._session is not None and not torch.is_grad_enabled():
+            self._session.count_pass()
         past = _past(ids, lengths)
         if past is not None:
             ids = ids.masked_fill(past, 0)
@@ -258,7 +263,8 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (..., width) to (..., vocabulary), in float32 (float64 for a float64 model), never rounded."""
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        return ops.linear(hidden, self.head_weight, out_dtype=dtype)
+        packed = None if torch.is_autocast_enabled(hidden.device.type) else self.packed_head
+        return ops.linear(hidden, self.head_weight, out_dtype=dtype, packed_weight=packed)
 
     def generate(
         self,
@@ -308,17 +314,20 @@ class GPT(nn.Module):
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Promise that the weights do not change inside the ``with`` block, so that copies of them may be kept.
+        """Promise that the weights do not change inside the ``with`` block, so that packed copies of them may be kept.
 
         Raises:
             RuntimeError: at the end of the block, naming a parameter that was written to or replaced in it.
         """
-        before = {name: (parameter, parameter._version) for name, parameter in self.named_parameters()}
-        yield
-        for name, parameter in self.named_parameters():
-            known, version = before.get(name, (None, 0))
-            if known is not parameter or version != parameter._version:
-                raise RuntimeError(f"{name} was changed inside model.session(), in which weights are frozen")
+        if self._session is not None:
+            yield  # inside another, which knows all that this one would
+            return
+        self._session = session = Session(self)
+        try:
+            yield
+        finally:
+            self._session = None
+            session.close()
 
     @classmethod
     def from_pretrained(

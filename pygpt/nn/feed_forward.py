@@ -44,7 +44,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
-        hidden = ops.linear(x, self.up.weight, self.up.bias, self.activation)  # (..., hidden)
+        up = self.up
+        hidden = ops.linear(x, up.weight, up.bias, self.activation, packed_weight=up.packed())  # (..., hidden)
         out = self.down(hidden)  # (..., width)
         return ops.dropout(out, self.dropout) if self.training else out
 

@@ -20,6 +20,9 @@ class Linear(nn.Module):
         device: where the parameters are made.
         dtype: of the parameters.
 
+    Attributes:
+        packed_weight: what `pygpt.ops.pack_linear` made of ``weight``, for as long as that does not change; else None.
+
     The keys of the state dict are `torch.nn.Linear`'s: ``weight`` (out_features, in_features), ``bias``
     (out_features,). So is the initialisation.
     """
@@ -43,6 +46,7 @@ class Linear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self.packed_weight: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -54,7 +58,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias, packed_weight=self.packed())
+
+    def packed(self) -> Tensor | None:
+        """``packed_weight`` where it is of use: autocast computes with a cast weight, which is another."""
+        return None if torch.is_autocast_enabled(self.weight.device.type) else self.packed_weight
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -1,0 +1,63 @@
+"""A time in which a model's weights do not change, so that copies of them in the kernels' own order may be kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pygpt import ops
+from pygpt.models.memory import free_memory
+from pygpt.nn import Linear
+
+if TYPE_CHECKING:
+    from pygpt.models.gpt import GPT
+
+# Packing all weights takes as long as 20 or so passes over one token save by it (GPT-2 124M, 2 cores, fp32 and bf16).
+PACK_AFTER_PASSES = 20
+
+
+class Session:
+    """What `pygpt.GPT.session` keeps: the weights as they were, and, once they pay, packed copies.
+
+    Args:
+        model: whose weights stay as they are.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self._model = model
+        self._before = {name: (parameter, parameter._version) for name, parameter in model.named_parameters()}
+        self._passes = 0
+
+    def count_pass(self) -> None:
+        """Take note of a pass through the model; after some of them, pack its weights if there is memory for it."""
+        self._passes += 1
+        if self._passes != PACK_AFTER_PASSES:
+            return
+        weights = [self._model.head_weight, *(module.weight for module in self._linears())]
+        free = free_memory(torch.device("cpu"))
+        needed = sum(weight.numel() * weight.element_size() for weight in weights)
+        if any(weight.device.type != "cpu" for weight in weights) or (free is not None and 2 * needed > free):
+            return
+        for module in self._linears():
+            module.packed_weight = ops.pack_linear(module.weight)
+        self._model.packed_head = ops.pack_linear(self._model.head_weight)
+
+    def close(self) -> None:
+        """Drop the copies.
+
+        Raises:
+            RuntimeError: naming a parameter that was written to or replaced since the session began.
+        """
+        for module in self._linears():
+            module.packed_weight = None
+        self._model.packed_head = None
+        for name, parameter in self._model.named_parameters():
+            known, version = self._before.get(name, (None, 0))
+            if known is not parameter or version != parameter._version:
+                raise RuntimeError(f"{name} was changed inside model.session(), in which weights are frozen")
+
+    def _linears(self) -> list[Linear]:
+        parts: nn.ModuleList = self._model.blocks
+        return [module for module in parts.modules() if isinstance(module, Linear)]

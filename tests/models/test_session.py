@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pygpt import GPT
+from pygpt.models import session
+from pygpt.nn import Linear
+from tests.models.test_config import small
+from tests.models.test_gpt import lively, tokens
+from tests.support import assert_same_bits
+
+
+def packed(model: GPT) -> list[bool]:
+    linears = [module for module in model.blocks.modules() if isinstance(module, Linear)]
+    return [model.packed_head is not None, *(module.packed_weight is not None for module in linears)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tie_head", [True, False])
+@torch.no_grad()
+def test_weights_are_packed_when_it_pays_and_give_the_same_bits(dtype, tie_head):
+    model = lively(small(tie_head=tie_head), dtype)
+    ids = tokens(model, 2, 5)
+    logits = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model(ids)
+    with model.session():
+        for _ in range(session.PACK_AFTER_PASSES):
+            assert not any(packed(model))
+            assert_same_bits(model(ids), logits, "before")
+        with model.session():  # inside another, and its end is not the other's
+            assert all(packed(model))
+        assert all(packed(model))
+        assert_same_bits(model(ids), logits, "packed")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_same_bits(model(ids), cast, "cast")
+    assert not any(packed(model))
+    assert_same_bits(model(ids), logits, "after")
+
+
+@torch.no_grad()
+def test_nothing_is_packed_without_memory_for_it(monkeypatch):
+    model = lively(small())
+    monkeypatch.setattr(session, "free_memory", lambda device: 1000)
+    with model.session():
+        for _ in range(2 * session.PACK_AFTER_PASSES):
+            model(tokens(model, 1, 2))
+        assert not any(packed(model))
+
+
+def test_passes_with_gradients_do_not_count():
+    model = lively(small())
+    with model.session():
+        for _ in range(2 * session.PACK_AFTER_PASSES):
+            model(tokens(model, 1, 2))
+        assert not any(packed(model))
+
+
+def test_generate_packs_and_tidies_up():
+    model = lively(small(context_length=64))
+    ids = tokens(model, 2, 3)
+    long = model.generate(ids, 2 * session.PACK_AFTER_PASSES, temperature=0.0)
+    assert not any(packed(model))
+    for new in range(1, 2 * session.PACK_AFTER_PASSES, 7):
+        assert torch.equal(model.generate(ids, new, temperature=0.0), long[:, : 3 + new])
+
+
+def test_changed_weights_are_noticed():
+    model = lively(small())
+    changed = pytest.raises(RuntimeError, match=r"blocks\.1\.norm_2\.weight was changed inside model\.session")
+    with changed, model.session(), torch.no_grad():
+        model.blocks[1].norm_2.weight.add_(1)
+    with pytest.raises(RuntimeError, match=r"^norm\.weight was changed"), model.session():
+        model.norm.weight = torch.nn.Parameter(torch.ones(24))
+    with model.session():
+        model(tokens(model, 1, 3))
+
+
+def test_a_failure_inside_ends_the_session():
+    model = lively(small())
+    with pytest.raises(KeyError), model.session():
+        raise KeyError
+    with model.session():
+        assert not any(packed(model))
