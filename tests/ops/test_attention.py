@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
+import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.nn import functional as F
 
+import pygpt
 from pygpt import ops, reference
 from tests.support import (
     assert_accurate,
+    assert_bits_hold,
+    assert_same_bits,
+    dtypes_of,
     gradients,
     normal,
     random_generator,
+    strided,
+    unaligned,
 )
 
 KEY_TILE = 64  # of the CPU kernels; sizes around it are worth trying
