@@ -8,6 +8,7 @@ Example:
 import argparse
 import itertools
 import platform
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ SETTINGS = TrainConfig(
     heads=4,
     width=128,
     context=128,
-    batch_size=16,
-    lr=4e-3,
+    batch_size=12,
+    lr=3e-3,
     min_lr=1e-4,
     weight_decay=0.05,
     save_every=0,  # at the end
@@ -156,7 +157,8 @@ def _say_what_was_read(console: Console, folder: Path) -> None:
     for token, style in zip(tokenizer.encode(EXAMPLE), itertools.cycle(("on dark_blue", "on dark_green"))):
         pieces.append(tokenizer.decode([token]), style if console.is_terminal else "")
         pieces.append("" if console.is_terminal else "|")
-    console.print(f"A byte-level BPE of {tokenizer.vocab_size:,} tokens, trained on it, reads:", Text("  ") + pieces)
+    console.print(f"A byte-level BPE of {tokenizer.vocab_size:,} tokens, trained on it, reads", highlight=False)
+    console.print(Text("  ") + pieces)
 
 
 def _draw_loss(console: Console, folder: Path) -> None:
@@ -174,8 +176,9 @@ def _write_texts(console: Console, trainer: "Trainer", folder: Path) -> None:
     trainer.model.eval()
     _heading(console, "What it writes")
     for seed, prompt in enumerate(PROMPTS):
-        text = write_text(trainer.model, tokenizer, prompt, seed)
-        console.print(Panel(Text.assemble((prompt, "bold cyan"), text[len(prompt) :]), border_style="dim"))
+        written = write_text(trainer.model, tokenizer, prompt, seed)[len(prompt) :]
+        written = re.sub(r"\n\s*\n", "\n", written.rstrip())  # empty lines tell nothing
+        console.print(Panel(Text.assemble((prompt, "bold cyan"), written), border_style="dim"))
 
 
 def _say_where_it_is(console: Console, folder: Path) -> None:
