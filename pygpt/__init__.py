@@ -10,16 +10,16 @@ from pygpt.extension import C as _extension
 from pygpt.info import force, force_from_environment, info
 
 if TYPE_CHECKING:
-    from pygpt import models, nn, ops
+    from pygpt import models, nn, ops, optim
     from pygpt.models import GPT, GPTConfig
 
 force_from_environment()
 
 __version__: str = _extension.__version__
 
-__all__ = ["GPT", "GPTConfig", "__version__", "force", "info", "models", "nn", "ops"]
+__all__ = ["GPT", "GPTConfig", "__version__", "force", "info", "models", "nn", "ops", "optim"]
 
-_MODULES = ("models", "nn", "ops")
+_MODULES = ("models", "nn", "ops", "optim")
 _CLASSES = ("GPT", "GPTConfig")
 
 

@@ -7,11 +7,13 @@
 namespace pygpt::bindings {
 
 void add_machine(pybind11::module_& module);
+void add_adamw(pybind11::module_& module);
 void add_add(pybind11::module_& module);
 void add_attention(pybind11::module_& module);
 void add_cross_entropy(pybind11::module_& module);
 void add_dropout(pybind11::module_& module);
 void add_embedding(pybind11::module_& module);
+void add_grad_norm(pybind11::module_& module);
 void add_layer_norm(pybind11::module_& module);
 void add_linear(pybind11::module_& module);
 void add_sample(pybind11::module_& module);

@@ -48,11 +48,13 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "last_used", [](const std::string& op) { return name_or_none(Op::find(op).last_used()); }, py::arg("op"));
     add_machine(module);
+    add_adamw(module);
     add_add(module);
     add_attention(module);
     add_cross_entropy(module);
     add_dropout(module);
     add_embedding(module);
+    add_grad_norm(module);
     add_layer_norm(module);
     add_linear(module);
     add_sample(module);

@@ -3,16 +3,21 @@
 #define PYGPT_CPU_KERNELS_H
 
 #include "cpu/features.h"
+#include "ops/adamw.h"
 #include "ops/add.h"
 #include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
+#include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/sample.h"
 
 namespace pygpt::cpu {
+
+template <Isa isa>
+void adamw_step(const adamw::Step& arguments);
 
 template <Isa isa>
 void add_forward(const add::Forward& arguments);
@@ -40,6 +45,9 @@ template <Isa isa>
 void embedding_forward(const embedding::Forward& arguments);
 template <Isa isa>
 void embedding_backward(const embedding::Backward& arguments);
+
+template <Isa isa>
+void grad_norm_forward(const grad_norm::Forward& arguments);
 
 template <Isa isa>
 void layer_norm_forward(const layer_norm::Forward& arguments);

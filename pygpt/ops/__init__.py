@@ -1,21 +1,25 @@
 """The ops: hand-written kernels as functions of torch tensors (or NumPy arrays), with gradients."""
 
+from pygpt.ops.adamw import adamw
 from pygpt.ops.add import add
 from pygpt.ops.attention import attention
 from pygpt.ops.cross_entropy import cross_entropy
 from pygpt.ops.dropout import dropout
 from pygpt.ops.embedding import embedding
+from pygpt.ops.grad_norm import grad_norm
 from pygpt.ops.layer_norm import add_layer_norm, layer_norm
 from pygpt.ops.linear import linear, pack_linear
 from pygpt.ops.sample import sample
 
 __all__ = [
+    "adamw",
     "add",
     "add_layer_norm",
     "attention",
     "cross_entropy",
     "dropout",
     "embedding",
+    "grad_norm",
     "layer_norm",
     "linear",
     "pack_linear",

@@ -1,0 +1,67 @@
+#include "ops/adamw.h"
+
+#include "cpu/kernels.h"
+#include "ops/check.h"
+#include "ops/implementation.h"
+
+namespace pygpt::adamw {
+namespace {
+
+using cpu::Isa;
+
+const Implementation<Step> table[] = {
+    {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::adamw_step<Isa::avx512>},
+    {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::adamw_step<Isa::avx2>},
+    {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::adamw_step<Isa::scalar>},
+};
+Op op("adamw", table);
+
+void beside_param(const check::Named& argument, const TensorView& param, DType dtype, const char* because) {
+    if (!same_shape(argument.tensor, param)) {
+        throw ValueError(text(argument.name, " must have the shape of its param, ", shape_text(param), ", but has ",
+                              shape_text(argument.tensor)));
+    }
+    check::dtype_is(argument, dtype, because);
+    check::on_device(argument, param.device, "where its param is");
+    check::contiguous(argument);
+}
+
+void check_parameter(const Parameter& p, const Device& device) {
+    check::dtype_in({"param", p.param}, {DType::float32, DType::bfloat16, DType::float16, DType::float64});
+    check::on_device({"param", p.param}, device, "where the first param is");
+    check::contiguous({"param", p.param});
+    const DType state = p.param.dtype == DType::float64 ? DType::float64 : DType::float32;
+    beside_param({"grad", p.grad}, p.param, p.param.dtype, "the dtype of its param");
+    beside_param({"exp_avg", p.exp_avg}, p.param, state, "what moments are kept in");
+    beside_param({"exp_avg_sq", p.exp_avg_sq}, p.param, state, "what moments are kept in");
+    if (p.master) {
+        check::dtype_in({"param with a master", p.param}, {DType::bfloat16, DType::float16});
+        beside_param({"master", *p.master}, p.param, DType::float32, "a master copy");
+    }
+    if (!(p.step >= 1)) throw ValueError(text("step must be at least 1, but is ", p.step));
+}
+
+}  // namespace
+
+void step(const Step& a) {
+    if (!(a.beta1 >= 0 && a.beta1 < 1)) throw ValueError(text("beta1 must be in [0, 1), but is ", a.beta1));
+    if (!(a.beta2 >= 0 && a.beta2 < 1)) throw ValueError(text("beta2 must be in [0, 1), but is ", a.beta2));
+    if (!(a.eps >= 0)) throw ValueError(text("eps must be at least 0, but is ", a.eps));
+    if (a.parameters.empty()) return;
+    Operands operands{DType::float32, a.parameters.front().param.device};
+    for (const Parameter& parameter : a.parameters) {
+        check_parameter(parameter, operands.device);
+        // 16 bits and float32 go together; an implementation without one of the others takes none of the parameters.
+        if (parameter.param.dtype == DType::float64 || parameter.param.dtype == DType::float16) {
+            operands.dtype = parameter.param.dtype;
+        }
+    }
+    if (a.grad_scale) {
+        check::dtype_is({"grad_scale", *a.grad_scale}, DType::float32, "a factor");
+        check::shape_is({"grad_scale", *a.grad_scale}, {}, "one factor");
+        check::on_device({"grad_scale", *a.grad_scale}, operands.device, "where the params are");
+    }
+    op.run(table, operands, a);
+}
+
+}  // namespace pygpt::adamw

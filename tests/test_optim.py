@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import pygpt
+from tests.support import assert_accurate, assert_same_bits, normal, strided
+
+OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def parameters(generator, dtype=torch.float32):
+    return [torch.nn.Parameter(normal(generator, *shape, dtype=dtype)) for shape in ((7, 5), (5,), ())]
+
+
+def twin(params):
+    return [torch.nn.Parameter(param.detach().clone()) for param in params]
+
+
+def take_steps(optimizer, params, grads):
+    for step in grads:
+        for param, grad in zip(params, step, strict=True):
+            param.grad = None if grad is None else grad.clone()
+        optimizer.step()
+
+
+def random_grads(generator, params, steps):
+    return [[normal(generator, *param.shape, dtype=param.dtype) for param in params] for _ in range(steps)]
+
+
+def assert_close(ours, theirs, what):
+    for mine, other in zip(ours, theirs, strict=True):
+        assert_accurate(mine.detach(), other.detach().double(), other.detach(), what)
+
+
+def test_steps_follow_torch(generator):
+    ours = parameters(generator)
+    theirs = twin(ours)
+    grads = random_grads(generator, ours, 6)
+    grads[2][1] = None  # a parameter that had no part in the loss
+    groups = [[{"params": p[:1]}, {"params": p[1:], "weight_decay": 0.0, "lr": 3e-3}] for p in (ours, theirs)]
+    take_steps(pygpt.optim.AdamW(groups[0], **OPTIONS), ours, grads)
+    take_steps(torch.optim.AdamW(groups[1], **OPTIONS), theirs, grads)
+    assert_close(ours, theirs, "after 6 steps")
+
+
+def test_default_options_are_torchs():
+    ours = pygpt.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).defaults
+    theirs = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).defaults
+    assert ours == {name: theirs[name] for name in ours}
+
+
+@pytest.mark.parametrize("first, second", [("pygpt", "torch"), ("torch", "pygpt")])
+def test_each_loads_what_the_other_saved(generator, first, second):
+    classes = {"pygpt": pygpt.optim.AdamW, "torch": torch.optim.AdamW}
+    params = parameters(generator)
+    grads = random_grads(generator, params, 6)
+    straight = twin(params)
+    take_steps(torch.optim.AdamW(straight, **OPTIONS), straight, grads)
+
+    before = classes[first](params, **OPTIONS)
+    take_steps(before, params, grads[:3])
+    saved = copy.deepcopy(before.state_dict())
+    continued = twin(params)
+    after = classes[second](continued, lr=99.0)
+    after.load_state_dict(saved)
+    take_steps(after, continued, grads[3:])
+    assert_close(continued, straight, f"3 steps by {first}, 3 by {second}")
+    assert saved["state"].keys() == after.state_dict()["state"].keys()
+    assert saved["state"][0].keys() == after.state_dict()["state"][0].keys()
+
+
+def test_resumed_gives_the_same_bits(generator):
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        params = parameters(generator, dtype)
+        grads = random_grads(generator, params, 6)
+        resumed = twin(params)
+        take_steps(pygpt.optim.AdamW(params, **OPTIONS), params, grads)
+        before = pygpt.optim.AdamW(resumed, **OPTIONS)
+        take_steps(before, resumed, grads[:3])
+        after = pygpt.optim.AdamW(resumed, **OPTIONS)
+        after.load_state_dict(copy.deepcopy(before.state_dict()))
+        take_steps(after, resumed, grads[3:])
+        for a, b in zip(params, resumed, strict=True):
+            assert_same_bits(a.detach(), b.detach(), f"{dtype}")
+
+
+def test_16_bit_parameters_have_a_float32_state(generator):
+    params = parameters(generator, torch.bfloat16)
+    exact = [torch.nn.Parameter(param.detach().double()) for param in params]
+    grads = random_grads(generator, params, 5)
+    ours, theirs = pygpt.optim.AdamW(params, **OPTIONS), torch.optim.AdamW(exact, **OPTIONS)
+    take_steps(ours, params, grads)
+    take_steps(theirs, exact, [[grad.double() for grad in step] for step in grads])
+    for param, other in zip(params, exact, strict=True):
+        state = ours.state[param]
+        assert {state[name].dtype for name in ("exp_avg", "exp_avg_sq", "master")} == {torch.float32}
+        assert_accurate(state["master"], other.detach(), None, "master")
+        assert_same_bits(param.detach(), state["master"].bfloat16(), "the parameter is the master, rounded")
+
+
+def test_torch_state_of_16_bit_parameters_loads(generator):
+    params = parameters(generator, torch.bfloat16)
+    before = torch.optim.AdamW(params, **OPTIONS)
+    take_steps(before, params, random_grads(generator, params, 1))
+    after = pygpt.optim.AdamW(params, **OPTIONS)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert_same_bits(after.state[params[0]]["exp_avg"], before.state[params[0]]["exp_avg"].float(), "exp_avg")
+    take_steps(after, params, random_grads(generator, params, 1))
+    assert_same_bits(params[0].detach(), after.state[params[0]]["master"].bfloat16(), "master")
+
+
+def test_clipping_needs_no_pass_of_its_own(generator):
+    params = parameters(generator)
+    clipped = twin(params)
+    (grads,) = random_grads(generator, params, 1)
+    for scale in (0.25, torch.tensor(0.25)):
+        for mine, other, grad in zip(params, clipped, grads, strict=True):
+            mine.grad, other.grad = grad.clone(), grad * 0.25
+        pygpt.optim.AdamW(params, **OPTIONS).step(grad_scale=scale)
+        pygpt.optim.AdamW(clipped, **OPTIONS).step()
+        for a, b, grad in zip(params, clipped, grads, strict=True):
+            assert_same_bits(a.detach(), b.detach(), "scaled by the step and beforehand")
+            assert_same_bits(a.grad, grad, "the gradient stays")
+
+
+def test_memory_that_is_not_contiguous(generator):
+    values, (grads,) = normal(generator, 6, 4), random_grads(generator, [torch.ones(6, 4)], 1)
+    plain = torch.nn.Parameter(values.clone())
+    turned = torch.nn.Parameter(values.t().contiguous().t())
+    plain.grad, turned.grad = grads[0], strided(grads[0])
+    pygpt.optim.AdamW([plain], **OPTIONS).step()
+    pygpt.optim.AdamW([turned], **OPTIONS).step()
+    assert not turned.is_contiguous()
+    assert_same_bits(plain.detach(), turned.detach(), "transposed")
+
+
+def test_autograd_sees_the_step(generator):
+    (param, *_) = parameters(generator)
+    loss = (param * param).sum()
+    param.grad = torch.ones_like(param)
+    pygpt.optim.AdamW([param], **OPTIONS).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_closure_and_schedule(generator):
+    (param, *_) = parameters(generator)
+    optimizer = pygpt.optim.AdamW([param], **OPTIONS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step == 0 else 0.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    schedule.step()
+    after = param.detach().clone()
+    assert optimizer.step(closure) < first
+    assert_same_bits(param.detach(), after, "learning rate 0")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"lr": -1.0}, "lr must be at least 0, but is -1"),
+        ({"lr": float("nan")}, "lr"),
+        ({"eps": -1e-8}, "eps"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
+        ({"betas": (0.9,)}, "betas"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        pygpt.optim.AdamW([torch.nn.Parameter(torch.ones(2))], **options)
+
+
+def test_states_and_gradients_that_do_not_fit():
+    param = torch.nn.Parameter(torch.ones(2))
+    for name in ("amsgrad", "maximize"):
+        other = torch.optim.AdamW([param], **{name: True})
+        with pytest.raises(ValueError, match=f"{name} must be False"):
+            pygpt.optim.AdamW([param]).load_state_dict(other.state_dict())
+    param.grad = torch.ones(2).to_sparse()
+    with pytest.raises(TypeError, match="sparse"):
+        pygpt.optim.AdamW([param]).step()
