@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW
 
 from pygpt.files import atomic_path, read_json
 from pygpt.models import GPT, GPTConfig
+from pygpt.optim import AdamW
 from pygpt.text import BatchLoader, TokenFile, Tokenizer, prepare, sequential_batches
 from pygpt.train.checkpoint import Checkpoints
 from pygpt.train.config import TrainConfig, read_toml

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pygpt import ops
+from pygpt.optim import AdamW
 from pygpt.train.checkpoint import Checkpoints, TrainingState, load_checkpoint
 from pygpt.train.config import TrainConfig
 from pygpt.train.display import Display, StepReport
@@ -75,7 +77,7 @@ class Trainer:
     def __init__(
         self,
         model: Any,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AdamW,
         config: TrainConfig,
         batches: Batches,
         validation: Sequence[tuple[Tensor, Tensor]] = (),
@@ -267,16 +269,14 @@ class Trainer:
         """Judge the gradient, and take the step unless it would do harm."""
         started = time.perf_counter()
         gradients = [p.grad for p in self._names if p.grad is not None]
-        total_norm = torch.nn.utils.get_total_norm(gradients)
-        loss, norm = float(self._loss), float(total_norm)
+        loss, norm = float(self._loss), float(ops.grad_norm(gradients))
         rate = self._schedule(self.steps_done)
         skipped = self.guard.refuse(loss, norm)
         if skipped is None:
-            if self.config.grad_clip:
-                torch.nn.utils.clip_grads_with_norm_(self._names, self.config.grad_clip, total_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self.optimizer.step()
+            clip = self.config.grad_clip
+            self.optimizer.step(grad_scale=min(1.0, clip / (norm + 1e-6)) if clip else None)
         self.optimizer.zero_grad(set_to_none=True)
         seconds = self._seconds + time.perf_counter() - started
         self.steps_done += 1

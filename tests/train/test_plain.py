@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.optim import AdamW
 
 from pygpt.models import GPT
+from pygpt.optim import AdamW
 from pygpt.text import BatchLoader, TokenFile
 from pygpt.train.config import TrainConfig
 from pygpt.train.run import create, model_config

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pygpt.optim import AdamW
 from pygpt.train.checkpoint import Checkpoints
 from pygpt.train.config import TrainConfig
 from pygpt.train.display import Display, StepReport
@@ -30,7 +31,7 @@ def make_trainer(folder: Path | None = None, resume: Path | None = None, **chang
         model.load(resume)
     trainer = Trainer(
         model,
-        torch.optim.AdamW(parameter_groups(model, config.weight_decay), betas=(config.beta1, config.beta2)),
+        AdamW(parameter_groups(model, config.weight_decay), betas=(config.beta1, config.beta2)),
         config,
         TinyBatches(),
         validation=[next(TinyBatches())],
