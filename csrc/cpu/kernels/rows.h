@@ -13,7 +13,9 @@ namespace {
 // f(i, count) for each vector of a row: its first element and the number of lanes that exist there.
 template <class V, class F>
 void each_vector(std::int64_t width, F f) {
-    for (std::int64_t i = 0; i < width; i += V::lanes) f(i, std::min(V::lanes, width - i));
+    std::int64_t i = 0;
+    for (; i + V::lanes <= width; i += V::lanes) f(i, V::lanes);  // a constant count needs no mask
+    if (i < width) f(i, width - i);
 }
 
 constexpr int chains = 4;  // accumulators side by side, so that the adder's latency is hidden
