@@ -189,3 +189,41 @@ def linear_backward(
 ) -> None: ...
 def linear_packed_bytes(weight: Tensor) -> int: ...
 def linear_pack(weight: Tensor, packed_weight: Tensor) -> None: ...
+def feed_forward_forward(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    packed_w_in: Tensor | None,
+    packed_w_out: Tensor | None,
+    activation: str | None,
+    out: Tensor,
+    pre_activation: Tensor | None,
+) -> None: ...
+def feed_forward_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    pre_activation: Tensor,
+    activation: str | None,
+    grad_x: Tensor | None,
+    grad_w_in: Tensor | None,
+    grad_b_in: Tensor | None,
+    grad_w_out: Tensor | None,
+    grad_b_out: Tensor | None,
+) -> None: ...
+def linear_cross_entropy_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    loss: Tensor | None,
+    grad_losses: Tensor | None,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None: ...

@@ -81,6 +81,19 @@ def assert_near(ours: Tensor, reference: Tensor, what: str) -> None:
     assert distance <= 1e-5 * float(reference.abs().max()), f"{what} is off by {distance}"
 
 
+def least_accurate(results: Sequence[Sequence[Tensor]], references: Sequence[Tensor]) -> list[Tensor]:
+    """Of several results of the same computation, place by place the one with the largest error.
+
+    The largest error of a single run is a matter of luck; PyTorch's is taken over a few orders of summation.
+    """
+    errors = [
+        [float((x.double() - y).abs().max()) if y.numel() else 0.0 for x, y in zip(result, references, strict=True)]
+        for result in results
+    ]
+    worst = [max(range(len(results)), key=lambda i, place=place: errors[i][place]) for place in range(len(references))]
+    return [results[i][place] for place, i in enumerate(worst)]
+
+
 def assert_same_bits(a: Tensor, b: Tensor, what: str) -> None:
     """Fail unless both tensors hold the same bytes, naming the first element that differs."""
     assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"

@@ -13,9 +13,11 @@ void add_attention(pybind11::module_& module);
 void add_cross_entropy(pybind11::module_& module);
 void add_dropout(pybind11::module_& module);
 void add_embedding(pybind11::module_& module);
+void add_feed_forward(pybind11::module_& module);
 void add_grad_norm(pybind11::module_& module);
 void add_layer_norm(pybind11::module_& module);
 void add_linear(pybind11::module_& module);
+void add_linear_cross_entropy(pybind11::module_& module);
 void add_sample(pybind11::module_& module);
 
 }  // namespace pygpt::bindings

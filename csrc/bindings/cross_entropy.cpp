@@ -2,17 +2,9 @@
 
 #include "bindings/bindings.h"
 #include "bindings/tensors.h"
-#include "core/error.h"
 
 namespace pygpt::bindings {
 namespace {
-
-cross_entropy::Reduction reduction_named(const std::string& name) {
-    if (name == "none") return cross_entropy::Reduction::none;
-    if (name == "sum") return cross_entropy::Reduction::sum;
-    if (name == "mean") return cross_entropy::Reduction::mean;
-    throw ValueError(text("reduction must be \"mean\", \"sum\" or \"none\", but is \"", name, "\""));
-}
 
 void forward(py::handle logits, py::handle targets, std::int64_t ignore_index, const std::string& reduction,
              py::handle loss, py::handle maximum, py::handle sum) {
@@ -20,7 +12,7 @@ void forward(py::handle logits, py::handle targets, std::int64_t ignore_index, c
         .logits = view(logits, "logits"),
         .targets = view(targets, "targets"),
         .ignore_index = ignore_index,
-        .reduction = reduction_named(reduction),
+        .reduction = cross_entropy::reduction_named(reduction),
         .loss = view(loss, "loss"),
         .maximum = optional_view(maximum, "maximum"),
         .sum = optional_view(sum, "sum"),
@@ -37,7 +29,7 @@ void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::h
         .maximum = view(maximum, "maximum"),
         .sum = view(sum, "sum"),
         .ignore_index = ignore_index,
-        .reduction = reduction_named(reduction),
+        .reduction = cross_entropy::reduction_named(reduction),
         .grad_logits = view(grad_logits, "grad_logits"),
     };
     call([&] { cross_entropy::backward(arguments); });

@@ -4,6 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/tensors.h"
+#include "ops/check.h"
 
 namespace pygpt::bindings {
 namespace {
@@ -57,7 +58,12 @@ void add_linear(py::module_& module) {
                py::arg("pre_activation"), py::arg("activation"), py::arg("grad_x"), py::arg("grad_weight"),
                py::arg("grad_bias"));
     module.def(
-        "linear_packed_bytes", [](py::handle weight) { return linear::packed_bytes(view(weight, "weight")); },
+        "linear_packed_bytes",
+        [](py::handle weight) {
+            const TensorView w = view(weight, "weight");
+            check::dimensions_are({"weight", w}, 2, "(out, in)");
+            return linear::packed_bytes(w.shape[0], w.shape[1], w.dtype);
+        },
         py::arg("weight"));
     module.def("linear_pack", &pack, py::arg("weight"), py::arg("packed_weight"));
 }

@@ -54,9 +54,11 @@ PYBIND11_MODULE(_C, module) {
     add_cross_entropy(module);
     add_dropout(module);
     add_embedding(module);
+    add_feed_forward(module);
     add_grad_norm(module);
     add_layer_norm(module);
     add_linear(module);
+    add_linear_cross_entropy(module);
     add_sample(module);
 }
 

@@ -9,9 +9,11 @@
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
+#include "ops/feed_forward.h"
 #include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
 
 namespace pygpt::cpu {
@@ -47,6 +49,11 @@ template <Isa isa>
 void embedding_backward(const embedding::Backward& arguments);
 
 template <Isa isa>
+void feed_forward_forward(const feed_forward::Forward& arguments);
+template <Isa isa>
+void feed_forward_backward(const feed_forward::Backward& arguments);
+
+template <Isa isa>
 void grad_norm_forward(const grad_norm::Forward& arguments);
 
 template <Isa isa>
@@ -60,6 +67,9 @@ template <Isa isa>
 void linear_backward(const linear::Backward& arguments);
 template <Isa isa>
 void linear_pack(const linear::Pack& arguments);
+
+template <Isa isa>
+void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
 
 template <Isa isa>
 void sample_forward(const sample::Forward& arguments);

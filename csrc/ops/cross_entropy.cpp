@@ -57,6 +57,13 @@ void result(const check::Named& argument, const TensorView& logits, const Tensor
 
 }  // namespace
 
+Reduction reduction_named(const std::string& name) {
+    if (name == "none") return Reduction::none;
+    if (name == "sum") return Reduction::sum;
+    if (name == "mean") return Reduction::mean;
+    throw ValueError(text("reduction must be \"mean\", \"sum\" or \"none\", but is \"", name, "\""));
+}
+
 void forward(Forward arguments) {
     Forward& a = arguments;
     std::tie(a.rows, a.vocabulary) = sizes(a.logits, a.targets, a.ignore_index);

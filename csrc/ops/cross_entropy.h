@@ -6,12 +6,16 @@
 #define PYGPT_OPS_CROSS_ENTROPY_H
 
 #include <optional>
+#include <string>
 
 #include "core/tensor_view.h"
 
 namespace pygpt::cross_entropy {
 
 enum class Reduction { none, sum, mean };
+
+// By its name in Python. Raises ValueError for any other.
+Reduction reduction_named(const std::string& name);
 
 // All tensors contiguous. rows = the number of targets, V = vocabulary. Losses and what is kept for the backward are
 // float32, float64 for float64 logits.

@@ -14,8 +14,8 @@ namespace pygpt::linear {
 // All tensors contiguous. M = the product of all dimensions of x but the last, K = the last, N = weight's first.
 struct Forward {
     TensorView x;                             // (..., K)
-    TensorView weight;                        // (N, K), x's dtype
-    std::optional<TensorView> packed_weight;  // what pack() made of weight
+    TensorView weight;                        // (N, K), x's dtype, or float32 to be rounded to it
+    std::optional<TensorView> packed_weight;  // what pack() made of weight in x's dtype
     std::optional<TensorView> bias;           // (N,), x's dtype or float32
     Activation activation;
     std::optional<TensorView> residual;        // like out
@@ -50,11 +50,11 @@ struct Backward {
 //   columns (ceil(N / panel_columns), ceil(K / 2), panel_columns, 2)  bfloat16: pairs of neighbours along K
 struct Pack {
     TensorView weight;         // (N, K)
-    TensorView packed_weight;  // (packed_bytes(weight),), uint8
+    TensorView packed_weight;  // (packed_bytes(N, K, weight's dtype),), uint8
 };
 
 constexpr std::int64_t panel_columns = 32;
-std::int64_t packed_bytes(const TensorView& weight);
+std::int64_t packed_bytes(std::int64_t N, std::int64_t K, DType dtype);
 
 void forward(Forward arguments);
 void backward(Backward arguments);

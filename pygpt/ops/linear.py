@@ -24,17 +24,17 @@ def linear(
     """``activation(x W^T + b) + residual`` over the last dimension.
 
     Sums, bias, activation and residual are in float32 (float64 for float64) and rounded once, to the result's dtype.
-    Under autocast ``x``, ``weight`` and ``bias`` are cast to its dtype.
+    Under autocast the product is in its dtype.
 
     Args:
         x: (..., in), float32, bfloat16, float16 (CUDA) or float64 (CPU).
-        weight: (out, in), the dtype of ``x``.
+        weight: (out, in), the dtype of ``x``, or float32 where ``x`` is 16-bit: it is then rounded on the way.
         bias: (out,), the dtype of ``x`` or float32, or None.
         activation: ``"gelu"`` (exact), ``"gelu_tanh"`` (its approximation by a tanh), ``"relu"`` or None.
         residual: (..., out), the dtype of the result, or None.
         out_dtype: the dtype of the result, that of ``x`` or float32; by default that of ``residual``, else of ``x``.
-        packed_weight: what `pack_linear` made of ``weight``, whose values must not have changed since, or None. The
-            result has the same bits with it; rows are few where it pays.
+        packed_weight: what `pack_linear` made of ``weight`` in the dtype of ``x``, or None. The result has the same
+            bits with it. The weight must not have changed since.
 
     Returns:
         (..., out).
@@ -46,7 +46,7 @@ def linear(
     Source: Hendrycks, Gimpel, "Gaussian error linear units", 2016, for both forms of GELU.
     """
     require_tensors(x=x, weight=weight)
-    x, weight, bias = autocast(x, weight, bias)
+    (x,) = autocast(x)
     return _linear(x, weight, bias, activation, residual, out_dtype, packed_weight)[0]  # type: ignore[no-any-return]
 
 

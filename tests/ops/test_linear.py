@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
+    least_accurate,
     normal,
     random_generator,
     strided,
@@ -28,38 +31,54 @@ TORCH_ACTIVATIONS = {
 }
 
 
-def run(function, activation, tensors, grad):
-    """The result of a linear function and its gradients."""
-    return gradients(lambda x, w, b, r: function(x, w, b, activation, r), tensors, [grad])
-
-
 def torch_linear(x, weight, bias, activation, residual):
     out = TORCH_ACTIVATIONS[activation](torch.nn.functional.linear(x, weight, bias))
     return out if residual is None else out + residual
+
+
+def run(function, activation, tensors, grad):
+    """The result of a linear function, and its gradients."""
+    (out,), grads = gradients(lambda x, w, b, r: function(x, w, b, activation, r), tensors, [grad])
+    return [out, *grads]
+
+
+def shuffled(function, generator):
+    """The same function of rows, with rows and inputs in a random order inside."""
+
+    def inner(x, weight, *rest):
+        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        rows, inputs = (torch.randperm(n, generator=generator) for n in flat.shape)
+        out = function(flat[rows][:, inputs], weight[:, inputs], *rest)
+        return out[rows.argsort()].view(*x.shape[:-1], -1 if out.numel() else out.shape[-1])
+
+    return inner
+
+
+def peers(generator, activation, tensors, grad):
+    """PyTorch's result and gradients, with rows and inputs in several orders."""
+
+    def in_some_order(x, weight, bias, activation, residual):
+        out = shuffled(torch_linear, generator)(x, weight, bias, activation, None)
+        return out if residual is None else out + residual
+
+    return [run(function, activation, tensors, grad) for function in (torch_linear, *[in_some_order] * 3)]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("rows, inputs, outputs", [(1, 9, 40), (5, 8, 40), (37, 67, 33), (40, 1100, 48), (30, 130, 96)])
 def test_forward_and_gradients_match_the_reference(implementation, generator, rows, inputs, outputs, activation):
     for dtype in dtypes_of(implementation):
-        if dtype == torch.float64 and inputs > 1000:
-            continue  # the reference's own error is as large as what is allowed
         x, weight = normal(generator, rows, inputs, dtype=dtype), normal(generator, outputs, inputs, dtype=dtype)
         weight = weight * inputs**-0.5  # as in a model: results of about 1
         bias, residual = normal(generator, outputs, dtype=dtype), normal(generator, rows, outputs, dtype=dtype)
         grad = normal(generator, rows, outputs, dtype=dtype)
         tensors = [x, weight, bias, residual]
 
-        ours, our_grads = run(ops.linear, activation, tensors, grad)
-        exact, exact_grads = run(reference.linear, activation, [t.double() for t in tensors], grad.double())
-        peer, peer_grads = run(torch_linear, activation, tensors, grad)
-        for name, mine, right, theirs in zip(
-            ("out", "x", "weight", "bias", "residual"),
-            ours + our_grads,
-            exact + exact_grads,
-            peer + peer_grads,
-            strict=True,
-        ):
+        ours = run(ops.linear, activation, tensors, grad)
+        exact = run(reference.linear, activation, [t.double() for t in tensors], grad.double())
+        peer = least_accurate(peers(generator, activation, tensors, grad), exact)
+        names = ("out", "x", "weight", "bias", "residual")
+        for name, mine, right, theirs in zip(names, ours, exact, peer, strict=True):
             assert mine.dtype == dtype
             assert_accurate(mine, right, theirs, f"{name}, {dtype}")
 
@@ -84,18 +103,12 @@ def test_any_shape(implementation, shape, inputs, outputs, activation, with_bias
     grad = normal(generator, *shape, outputs)
 
     tensors = [x, weight, bias, residual]
-    ours, our_grads = run(ops.linear, activation, tensors, grad)
-    exact, exact_grads = run(
-        reference.linear, activation, [None if t is None else t.double() for t in tensors], grad.double()
-    )
-    peer, peer_grads = run(torch_linear, activation, tensors, grad)
-    for mine, right in zip(our_grads, exact_grads, strict=True):
-        assert mine.shape == right.shape
+    ours = run(ops.linear, activation, tensors, grad)
+    exact = run(reference.linear, activation, [None if t is None else t.double() for t in tensors], grad.double())
+    peer = least_accurate(peers(generator, activation, tensors, grad), exact)
+    assert [t.shape for t in ours] == [t.shape for t in exact]
     # All at once: the error of a single element that cancels to almost nothing says little.
-    together = [
-        torch.cat([t.flatten() for t in (*out, *grads)])
-        for out, grads in ((ours, our_grads), (exact, exact_grads), (peer, peer_grads))
-    ]
+    together = (torch.cat([t.flatten() for t in results]) for results in (ours, exact, peer))
     assert_accurate(*together, f"shape {(*shape, inputs)}")
 
 
@@ -153,15 +166,28 @@ def test_float32_results_of_bfloat16(implementation, generator):
 
     tensors = [x, weight, bias, residual]
     (out,), grads = gradients(lambda *t: ops.linear(*t[:3], None, t[3], torch.float32), tensors, [grad])
-    (exact,), exact_grads = run(reference.linear, None, [t.double() for t in tensors], grad.double())
+    exact = run(reference.linear, None, [t.double() for t in tensors], grad.double())
     assert out.dtype == grads[2].dtype == torch.float32
     assert grads[0].dtype == torch.bfloat16
-    for mine, right in zip([out, *grads], [exact, *exact_grads], strict=True):
+    for mine, right in zip([out, *grads], exact, strict=True):
         assert_accurate(mine, right, None, "float32 results")
     assert_same_bits(ops.linear(x, weight, bias, None, residual), out, "the residual's dtype by default")
     for activation in ACTIVATIONS:
         exact = reference.linear(x, weight, bias, activation)
         assert_accurate(ops.linear(x, weight, bias, activation, None, torch.float32), exact, None, str(activation))
+
+
+def test_float32_weights_of_bfloat16_input_are_rounded_on_the_way(implementation, generator):
+    x, grad = (normal(generator, 21, n, dtype=torch.bfloat16) for n in (75, 40))
+    weight = normal(generator, 40, 75)
+    (out,), (grad_x, grad_weight) = gradients(ops.linear, [x, weight], [grad])
+    rounded = weight.bfloat16()
+    (expected,), (expected_x, _) = gradients(ops.linear, [x, rounded], [grad])
+    assert_same_bits(out, expected, "out")
+    assert_same_bits(grad_x, expected_x, "gradient of x")
+    _, (_, exact) = gradients(reference.linear, [x.double(), rounded.double()], [grad.double()])
+    assert grad_weight.dtype == torch.float32
+    assert_accurate(grad_weight, exact, None, "gradient of weight")
 
 
 def test_autocast(generator):
@@ -173,7 +199,7 @@ def test_autocast(generator):
             return ops.linear(x, weight, bias)
 
     (out,), grads = gradients(run, [x, weight, bias], [grad])
-    assert_same_bits(out, ops.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()), "autocast")
+    assert_same_bits(out, ops.linear(x.bfloat16(), weight.bfloat16(), bias), "autocast")
     assert all(g.dtype == torch.float32 for g in grads)
     assert run(x.double(), weight.double(), bias.double()).dtype == torch.float64
 

@@ -79,26 +79,32 @@ Vec<T> activate(Activation activation, Vec<T> x) {
     return x;
 }
 
-// The derivative at x.
+// The activation and its derivative at x, which share their exponential.
 template <class T>
-Vec<T> activation_slope(Activation activation, Vec<T> x) {
+struct Activated {
+    Vec<T> value;
+    Vec<T> slope;
+};
+
+template <class T>
+Activated<T> activate_with_slope(Activation activation, Vec<T> x) {
     const auto c = [](double value) { return Vec<T>::broadcast(static_cast<T>(value)); };
     switch (activation) {
         case Activation::none:
-            return c(1);
+            break;
         case Activation::gelu: {
             const auto [distribution, bell] = normal(x);
-            return fma(x * bell, c(std::numbers::inv_sqrtpi / std::numbers::sqrt2), distribution);
+            return {x * distribution, fma(x * bell, c(std::numbers::inv_sqrtpi / std::numbers::sqrt2), distribution)};
         }
         case Activation::gelu_tanh: {
             const auto [value, slope] = gelu_tanh_gate(x);
             const Vec<T> inner = fma(x * x, c(3 * 0.044715 * gelu_tanh_scale), c(gelu_tanh_scale));
-            return fma(x * inner, slope, value);
+            return {x * value, fma(x * inner, slope, value)};
         }
         case Activation::relu:
-            return select_less(Vec<T>::zero(), x, c(1), Vec<T>::zero());
+            return {max(Vec<T>::zero(), x), select_less(Vec<T>::zero(), x, c(1), Vec<T>::zero())};
     }
-    return c(1);
+    return {x, c(1)};
 }
 
 }  // namespace

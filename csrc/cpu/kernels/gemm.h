@@ -39,7 +39,7 @@ constexpr int tile_rows = 6;  // of 16 registers: 12 accumulators, 2 vectors of 
 constexpr int tile_rows = 4;
 #endif
 constexpr std::int64_t panel_columns = linear::panel_columns;
-constexpr std::int64_t sum_block = 256;                              // steps
+constexpr std::int64_t sum_block = 128;                              // steps
 constexpr std::int64_t k_block = 1024;                               // steps
 constexpr std::int64_t left_block_bytes = std::int64_t{8} << 20;     // of A, packed, in L3
 constexpr std::int64_t right_group_bytes = std::int64_t{384} << 10;  // of B, packed, in L2
@@ -180,8 +180,8 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
 }
 
 // Packs all of a right operand, for products to come: (panel, step, panel_columns), as ops/linear.h says.
-template <class Storage>
-void pack_right(const Operand<Storage>& right, std::int64_t N, std::int64_t K,
+template <class Storage, class RightStorage>
+void pack_right(const Operand<RightStorage>& right, std::int64_t N, std::int64_t K,
                 typename Arithmetic<Storage>::Right::type* panels) {
     using Math = Arithmetic<Storage>;
     const std::int64_t steps = divide_up(K, Math::k);
@@ -194,8 +194,9 @@ void pack_right(const Operand<Storage>& right, std::int64_t N, std::int64_t K,
 
 // Calls finish(row, rows, column, columns, sums) for tiles of C that together cover it, on several threads; sums are
 // (rows, panel_columns), of which `columns` belong to C. With `packed`, what pack_right made of B is read instead of B.
-template <class Storage, class Finish>
-void product(const Operand<Storage>& left, const Operand<Storage>& right,
+// Numbers are multiplied as A's dtype has it; a float32 B is rounded to it.
+template <class Storage, class RightStorage, class Finish>
+void product(const Operand<Storage>& left, const Operand<RightStorage>& right,
              const typename Arithmetic<Storage>::Right::type* packed, std::int64_t M, std::int64_t N, std::int64_t K,
              const Finish& finish) {
     using Math = Arithmetic<Storage>;

@@ -21,8 +21,6 @@ namespace {
 
 template <class Storage>
 void forward_typed(const linear::Forward& a) {
-    using Packed = typename Arithmetic<Storage>::Right::type;
-    const auto* packed = a.packed_weight ? static_cast<const Packed*>(a.packed_weight->data) : nullptr;
     const Epilogue<Storage> epilogue{
         .N = a.N,
         .bias = Either<Storage>(a.bias),
@@ -31,14 +29,15 @@ void forward_typed(const linear::Forward& a) {
         .out = Either<Storage>(a.out),
         .pre_activation = a.pre_activation ? static_cast<Storage*>(a.pre_activation->data) : nullptr,
     };
-    product(rows_of(static_cast<const Storage*>(a.x.data), a.K),
-            rows_of(static_cast<const Storage*>(a.weight.data), a.K), packed, a.M, a.N, a.K, epilogue);
+    with_weight<Storage>(a.weight, false, [&](auto weight) {
+        product(rows_of(static_cast<const Storage*>(a.x.data), a.K), weight, packed_data<Storage>(a.packed_weight), a.M,
+                a.N, a.K, epilogue);
+    });
 }
 
 template <class Storage>
 void backward_typed(const linear::Backward& a) {
-    using Number = compute_t<Storage>;
-    using V = Vec<Number>;
+    using V = Vec<compute_t<Storage>>;
     const bool as_it_is = a.activation == Activation::none && a.grad_out.dtype == a.x.dtype;
     const Scratch scratch(as_it_is ? 0 : static_cast<std::size_t>(a.M * a.N) * sizeof(Storage));
     auto* const written = static_cast<Storage*>(as_it_is ? nullptr : scratch.data());
@@ -46,41 +45,36 @@ void backward_typed(const linear::Backward& a) {
     const Either<Storage> grad_out(a.grad_out);
     const Either<Storage> grad_bias(a.grad_bias);
     const auto* pre_activation = a.pre_activation ? static_cast<const Storage*>(a.pre_activation->data) : nullptr;
-    const auto gradient = [&](std::int64_t at, std::int64_t count) {
+    const auto gradient = [&](std::int64_t row, std::int64_t column, std::int64_t count) {
+        const std::int64_t at = row * a.N + column;
         V value = grad_out.load(at, count);
         if (a.activation != Activation::none) {
-            value = value * activation_slope(a.activation, load_some<V>(pre_activation + at, count));
+            value = value * activate_with_slope(a.activation, load_some<V>(pre_activation + at, count)).slope;
         }
         if (written) store_some(value, written + at, count);
         return value;
     };
     if (written || grad_bias) sum_rows(a.M, a.N, gradient, grad_bias);
 
-    // Writes tiles into a matrix of `width` columns.
-    const auto into = [](const TensorView& out, std::int64_t width) {
-        return [data = static_cast<Storage*>(out.data), width](std::int64_t row, std::int64_t rows, std::int64_t column,
-                                                               std::int64_t columns, const Number* sums) {
-            each_vector_of_tile(row, rows, column, columns, sums,
-                                [&](std::int64_t i, std::int64_t j, std::int64_t count, V value) {
-                                    store_some(value, data + i * width + j, count);
-                                });
-        };
-    };
-    const auto* x = static_cast<const Storage*>(a.x.data);
-    const auto* weight = static_cast<const Storage*>(a.weight.data);
     if (a.grad_x) {
-        product(rows_of(g, a.N), columns_of(weight, a.K), nullptr, a.M, a.K, a.N, into(*a.grad_x, a.K));
+        with_weight<Storage>(a.weight, true, [&](auto weight) {
+            product(rows_of(g, a.N), weight, nullptr, a.M, a.K, a.N,
+                    Epilogue<Storage>{.N = a.K, .out = Either<Storage>(a.grad_x)});
+        });
     }
     if (a.grad_weight) {
-        product(columns_of(g, a.N), columns_of(x, a.K), nullptr, a.N, a.K, a.M, into(*a.grad_weight, a.K));
+        const WeightGradient<Storage> grad_weight(a.grad_weight, 1);
+        product(columns_of(g, a.N), columns_of(static_cast<const Storage*>(a.x.data), a.K), nullptr, a.N, a.K, a.M,
+                grad_weight.part(0));
     }
 }
 
 template <class Storage>
 void pack_typed(const linear::Pack& a) {
+    using Packed = typename Arithmetic<Storage>::Right::type;
     const std::int64_t K = a.weight.shape[1];
-    pack_right(rows_of(static_cast<const Storage*>(a.weight.data), K), a.weight.shape[0], K,
-               static_cast<typename Arithmetic<Storage>::Right::type*>(a.packed_weight.data));
+    pack_right<Storage>(rows_of(static_cast<const Storage*>(a.weight.data), K), a.weight.shape[0], K,
+                        static_cast<Packed*>(a.packed_weight.data));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "core/tensor_view.h"
 #include "cpu/kernels/activation.h"
@@ -42,6 +43,14 @@ struct Either {
     explicit Either(const TensorView& tensor) : data(tensor.data), is_float32(tensor.dtype == DType::float32) {}
     explicit Either(const std::optional<TensorView>& tensor) : Either(tensor ? Either(*tensor) : Either()) {}
 
+    // What sums are kept in, between calls.
+    static Either numbers(compute_t<Storage>* p) {
+        Either out;
+        out.data = p;
+        out.is_float32 = std::is_same_v<compute_t<Storage>, float>;
+        return out;
+    }
+
     explicit operator bool() const { return data != nullptr; }
     V load(std::int64_t at, std::int64_t count) const {
         return is_float32 ? load_some<V>(static_cast<const float*>(data) + at, count)
@@ -65,6 +74,25 @@ Operand<Storage> columns_of(const Storage* data, std::int64_t width) {
     return {data, 1, width};
 }
 
+// f(Operand) for a weight (N, K) of the dtype that it is multiplied in, or of float32. `transposed`: its columns as
+// rows.
+template <class Storage, class F>
+void with_weight(const TensorView& weight, bool transposed, const F& f) {
+    const std::int64_t K = weight.shape[1];
+    const auto call = [&](const auto* data) { f(transposed ? columns_of(data, K) : rows_of(data, K)); };
+    if (std::is_same_v<Storage, bfloat16> && weight.dtype == DType::float32) {
+        call(static_cast<const float*>(weight.data));
+    } else {
+        call(static_cast<const Storage*>(weight.data));
+    }
+}
+
+// What pack_right made of a weight, if anything.
+template <class Storage>
+const typename Arithmetic<Storage>::Right::type* packed_data(const std::optional<TensorView>& packed) {
+    return packed ? static_cast<const typename Arithmetic<Storage>::Right::type*>(packed->data) : nullptr;
+}
+
 // f(row, column, count, sums) for every vector of a tile of sums.
 template <class Number, class F>
 void each_vector_of_tile(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
@@ -83,11 +111,11 @@ struct Epilogue {
     using Number = compute_t<Storage>;
     using V = Vec<Number>;
     std::int64_t N;
-    Either<Storage> bias;
-    Activation activation;
-    Either<Storage> residual;
+    Either<Storage> bias = {};
+    Activation activation = Activation::none;
+    Either<Storage> residual = {};
     Either<Storage> out;
-    Storage* pre_activation;  // sums + bias, where the backward needs it
+    Storage* pre_activation = nullptr;  // sums + bias, where the backward needs it
 
     void operator()(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
                     const Number* sums) const {
@@ -103,12 +131,57 @@ struct Epilogue {
     }
 };
 
-// Calls value(at, count) for every vector of a matrix (M, N), in tasks of rows, and sums what it returns over the rows:
-// in groups of `rows_per_sum`, each in order, then the groups in order. No sums are made where `sums` is empty.
+// The gradient of a weight (.., width), a sum over rows that may come in parts: tiles of part 0, then of part 1 ...
+// Where the gradient's dtype cannot hold the sum in between, it is kept aside.
+template <class Storage>
+class WeightGradient {
+  public:
+    using Number = compute_t<Storage>;
+    using V = Vec<Number>;
+
+    WeightGradient(const std::optional<TensorView>& gradient, std::int64_t parts)
+        : out_(gradient),
+          width_(gradient ? gradient->shape[1] : 0),
+          parts_(parts),
+          aside_(aside_bytes(gradient, parts)),
+          kept_(aside_bytes(gradient, parts) > 0 ? Either<Storage>::numbers(static_cast<Number*>(aside_.data()))
+                                                 : out_) {}
+
+    // What product() hands the tiles of a part to.
+    auto part(std::int64_t index) const {
+        return [this, index](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
+                             const Number* sums) {
+            const Either<Storage>& to = index + 1 < parts_ ? kept_ : out_;
+            each_vector_of_tile(row, rows, column, columns, sums,
+                                [&](std::int64_t i, std::int64_t j, std::int64_t count, V value) {
+                                    const std::int64_t at = i * width_ + j;
+                                    to.store(index == 0 ? value : kept_.load(at, count) + value, at, count);
+                                });
+        };
+    }
+
+  private:
+    static std::size_t aside_bytes(const std::optional<TensorView>& gradient, std::int64_t parts) {
+        constexpr auto size = static_cast<std::int64_t>(sizeof(Number));
+        if (!gradient || parts == 1 || bytes_of(gradient->dtype) == size) return 0;
+        return static_cast<std::size_t>(elements(*gradient) * size);
+    }
+
+    Either<Storage> out_;
+    std::int64_t width_;
+    std::int64_t parts_;
+    Scratch aside_;
+    Either<Storage> kept_;
+};
+
+// Calls value(row, column, count) for every vector of a matrix (M, N), in tasks of rows, and sums what it returns over
+// the rows: `rows_at_once` as a tree, these in order in groups of `rows_per_sum`, and the groups in order. No sums are
+// made where `sums` is empty.
 template <class Storage, class F>
 void sum_rows(std::int64_t M, std::int64_t N, const F& value, const Either<Storage>& sums) {
     using Number = compute_t<Storage>;
     using V = Vec<Number>;
+    constexpr std::int64_t rows_at_once = 8;
     constexpr std::int64_t rows_per_sum = 64;
     const std::int64_t groups = divide_up(M, rows_per_sum);
     const std::int64_t width = divide_up(N, V::lanes) * V::lanes;
@@ -116,11 +189,17 @@ void sum_rows(std::int64_t M, std::int64_t N, const F& value, const Either<Stora
     auto* const partial = static_cast<Number*>(scratch.data());  // (groups, width)
     parallel_for(groups, [&](std::int64_t group) {
         Number* const sum = partial + group * width;
-        const std::int64_t first = group * rows_per_sum;
-        for (std::int64_t row = first; row < std::min(first + rows_per_sum, M); ++row) {
+        const std::int64_t begin = group * rows_per_sum;
+        const std::int64_t end = std::min(begin + rows_per_sum, M);
+        for (std::int64_t first = begin; first < end; first += rows_at_once) {
             each_vector<V>(N, [&](std::int64_t j, std::int64_t count) {
-                const V v = value(row * N + j, count);
-                if (sums) (row == first ? v : V::load(sum + j) + v).store(sum + j);
+                V v[rows_at_once];
+                for (std::int64_t i = 0; i < rows_at_once; ++i) {
+                    v[i] = first + i < end ? value(first + i, j, count) : V::zero();
+                }
+                if (!sums) return;
+                const V total = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+                (first == begin ? total : V::load(sum + j) + total).store(sum + j);
             });
         }
     });

@@ -3,7 +3,8 @@
 // An operand is a matrix of rows along the reduced dimension K. A panel holds `width` of its rows: for every step along
 // K the `width` elements that stand there, one after the other, so that the inner loop reads memory in order. Rows that
 // do not exist and places past K hold zero. An element is one number, or a pair of bfloat16 that neighbour along K (the
-// form that dot-product instructions take): in 32 bits, the earlier in the lower half.
+// form that dot-product instructions take): in 32 bits, the earlier in the lower half. Pairs are also made of float32,
+// rounded on the way.
 //
 // Where K is contiguous in memory, squares of lanes × lanes are read along the rows and transposed in registers; where
 // the rows are, vectors are copied.
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/kernels/simd.h"
 
@@ -141,22 +143,36 @@ struct Pair {
     using type = std::uint32_t;
     static constexpr std::int64_t k = 2;
 
-    static std::uint32_t element(const Operand<bfloat16>& source, std::int64_t i, std::int64_t place, std::int64_t K) {
-        const std::uint32_t lower = source.at(i, place)->bits;
-        const std::uint32_t upper = place + 1 < K ? source.at(i, place + 1)->bits : 0;
+    static bfloat16 rounded(const bfloat16* p) { return *p; }
+    static bfloat16 rounded(const float* p) { return to_bfloat16(*p); }
+
+    template <class Storage>
+    static std::uint32_t element(const Operand<Storage>& source, std::int64_t i, std::int64_t place, std::int64_t K) {
+        const std::uint32_t lower = rounded(source.at(i, place)).bits;
+        const std::uint32_t upper = place + 1 < K ? rounded(source.at(i, place + 1)).bits : 0;
         return lower | upper << 16;
     }
 #if defined(__AVX2__)
-    static Float along_k(const bfloat16* p, std::int64_t places) {
-        if (places >= 2 * Float::lanes) return Float::load(reinterpret_cast<const float*>(p));
-        alignas(64) bfloat16 lane[2 * Float::lanes] = {};
-        std::memcpy(lane, p, static_cast<std::size_t>(places) * sizeof(bfloat16));
+    template <class Storage>
+    static Float along_k(const Storage* p, std::int64_t places) {
+        if constexpr (std::is_same_v<Storage, bfloat16>) {
+            if (places >= 2 * Float::lanes) return Float::load(reinterpret_cast<const float*>(p));
+        }
+        alignas(64) bfloat16 lane[2 * Float::lanes];
+        for (std::int64_t half = 0; half < 2; ++half) {
+            const std::int64_t first = half * Float::lanes;
+            Single<float>::along_k(p + first, std::max<std::int64_t>(0, places - first)).store(lane + first);
+        }
         return Float::load(reinterpret_cast<const float*>(lane));
     }
-    static Float along_rows(const bfloat16* p, std::int64_t k_stride, std::int64_t rows, std::int64_t places) {
-        const Float lower = Single<float>::along_rows(p, k_stride, rows, places);
-        if (places < 2) return pairs_of(lower, Float::zero());
-        return pairs_of(lower, Single<float>::along_rows(p + k_stride, k_stride, rows, places));
+    template <class Storage>
+    static Float along_rows(const Storage* p, std::int64_t k_stride, std::int64_t rows, std::int64_t places) {
+        const auto rounded_rows = [&](const Storage* at) {
+            const Float values = Single<float>::along_rows(at, k_stride, rows, places);
+            return std::is_same_v<Storage, float> ? Float::widen(values.narrow()) : values;
+        };
+        const Float lower = rounded_rows(p);
+        return pairs_of(lower, places < 2 ? Float::zero() : rounded_rows(p + k_stride));
     }
 #endif
 };

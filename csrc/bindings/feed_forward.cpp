@@ -1,0 +1,59 @@
+#include "ops/feed_forward.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "bindings/tensors.h"
+
+namespace pygpt::bindings {
+namespace {
+
+void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, py::handle b_out, py::handle packed_w_in,
+             py::handle packed_w_out, const std::optional<std::string>& activation, py::handle out,
+             py::handle pre_activation) {
+    const feed_forward::Forward arguments{
+        .x = view(x, "x"),
+        .w_in = view(w_in, "w_in"),
+        .b_in = optional_view(b_in, "b_in"),
+        .w_out = view(w_out, "w_out"),
+        .b_out = optional_view(b_out, "b_out"),
+        .packed_w_in = optional_view(packed_w_in, "packed_w_in"),
+        .packed_w_out = optional_view(packed_w_out, "packed_w_out"),
+        .activation = activation_named(activation),
+        .out = view(out, "out"),
+        .pre_activation = optional_view(pre_activation, "pre_activation"),
+    };
+    call([&] { feed_forward::forward(arguments); });
+}
+
+void backward(py::handle grad_out, py::handle x, py::handle w_in, py::handle w_out, py::handle pre_activation,
+              const std::optional<std::string>& activation, py::handle grad_x, py::handle grad_w_in,
+              py::handle grad_b_in, py::handle grad_w_out, py::handle grad_b_out) {
+    const feed_forward::Backward arguments{
+        .grad_out = view(grad_out, "grad_out"),
+        .x = view(x, "x"),
+        .w_in = view(w_in, "w_in"),
+        .w_out = view(w_out, "w_out"),
+        .pre_activation = view(pre_activation, "pre_activation"),
+        .activation = activation_named(activation),
+        .grad_x = optional_view(grad_x, "grad_x"),
+        .grad_w_in = optional_view(grad_w_in, "grad_w_in"),
+        .grad_b_in = optional_view(grad_b_in, "grad_b_in"),
+        .grad_w_out = optional_view(grad_w_out, "grad_w_out"),
+        .grad_b_out = optional_view(grad_b_out, "grad_b_out"),
+    };
+    call([&] { feed_forward::backward(arguments); });
+}
+
+}  // namespace
+
+void add_feed_forward(py::module_& module) {
+    module.def("feed_forward_forward", &forward, py::arg("x"), py::arg("w_in"), py::arg("b_in"), py::arg("w_out"),
+               py::arg("b_out"), py::arg("packed_w_in"), py::arg("packed_w_out"), py::arg("activation"), py::arg("out"),
+               py::arg("pre_activation"));
+    module.def("feed_forward_backward", &backward, py::arg("grad_out"), py::arg("x"), py::arg("w_in"), py::arg("w_out"),
+               py::arg("pre_activation"), py::arg("activation"), py::arg("grad_x"), py::arg("grad_w_in"),
+               py::arg("grad_b_in"), py::arg("grad_w_out"), py::arg("grad_b_out"));
+}
+
+}  // namespace pygpt::bindings
