@@ -116,11 +116,16 @@ Cutoff<Number> last_token(const Row<Number>& row, const Candidates<Number>& cand
     double farthest = 0;
     for (std::int64_t i = 0; i < candidates.count; ++i) farthest = std::max(farthest, distance(i));
     const double ranges_per_distance = farthest > 0 ? (ranges - 1) / farthest : 0;
-    const auto range_of = [&](std::int64_t i) { return static_cast<int>(distance(i) * ranges_per_distance); };
 
+    const Scratch range_scratch(static_cast<std::size_t>(candidates.count) * sizeof(std::int32_t));
+    auto* range_of = static_cast<std::int32_t*>(range_scratch.data());
+    for (std::int64_t i = 0; i < candidates.count; ++i) {
+        range_of[i] = static_cast<std::int32_t>(distance(i) * ranges_per_distance);
+    }
     double measure_of[ranges] = {};
-    for (std::int64_t i = 0; i < candidates.count; ++i)
-        measure_of[range_of(i)] += static_cast<double>(candidates.measure[i]);
+    for (std::int64_t i = 0; i < candidates.count; ++i) {
+        measure_of[range_of[i]] += static_cast<double>(candidates.measure[i]);
+    }
     int range = 0;  // where the goal is reached, or the last that adds anything
     double reached = 0, before = 0;
     for (int next = 0; next < ranges && reached < goal; ++next) {
@@ -135,11 +140,11 @@ Cutoff<Number> last_token(const Row<Number>& row, const Candidates<Number>& cand
         Number measure;
     };
     std::int64_t count = 0;
-    for (std::int64_t i = 0; i < candidates.count; ++i) count += range_of(i) == range;
+    for (std::int64_t i = 0; i < candidates.count; ++i) count += range_of[i] == range;
     const Scratch scratch(static_cast<std::size_t>(count) * sizeof(Member));
     auto* members = static_cast<Member*>(scratch.data());
     for (std::int64_t i = 0, next = 0; i < candidates.count; ++i) {
-        if (range_of(i) == range) members[next++] = {{candidates.logit[i], candidates.id[i]}, candidates.measure[i]};
+        if (range_of[i] == range) members[next++] = {{candidates.logit[i], candidates.id[i]}, candidates.measure[i]};
     }
     std::sort(members, members + count, [](const Member& a, const Member& b) { return a.token.before(b.token); });
     std::int64_t last = 0;
