@@ -183,7 +183,7 @@ class GPT(nn.Module):
         cu_seqlens: Tensor | None = None,
         ignore_index: int = -100,
     ) -> Tensor:
-        """Mean cross-entropy of the targets.
+        """Mean cross-entropy of the targets; the logits are never held.
 
         Args:
             ids: (batch, time) int64.
@@ -204,7 +204,7 @@ class GPT(nn.Module):
         hidden = self.hidden(ids, lengths, cu_seqlens)  # (B, T, C)
         past = _past(ids, lengths)
         targets = targets if past is None else targets.masked_fill(past, ignore_index)
-        return ops.cross_entropy(self.logits(hidden), targets, ignore_index)
+        return ops.linear_cross_entropy(hidden, self.head_weight, targets, ignore_index=ignore_index)
 
     def hidden(
         self,

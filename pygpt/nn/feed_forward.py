@@ -44,9 +44,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
-        up = self.up
-        hidden = ops.linear(x, up.weight, up.bias, self.activation, packed_weight=up.packed())  # (..., hidden)
-        out = self.down(hidden)  # (..., width)
+        up, down = self.up, self.down
+        out = ops.feed_forward(
+            x, up.weight, up.bias, down.weight, down.bias, self.activation, up.packed(), down.packed()
+        )
         return ops.dropout(out, self.dropout) if self.training else out
 
     def extra_repr(self) -> str:
