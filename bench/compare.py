@@ -9,8 +9,9 @@ How it measures. All contenders of a row run in one process, in turn, round by r
 rounds. Between contenders there is a short pause and a call that does not count, so that none runs beside the other's
 spinning threads. `ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that the row's
 operations or its memory traffic would take at the best rate this machine reaches (bench/rows.py says how many they are,
-pygpt/machine.py how the rate is measured), over our time; a or m says which of the two it is. Errors are the largest
-difference from float64, over the largest value, of the output or, with a backward pass, of the gradients too.
+pygpt/machine.py how the rate is measured), over our time, and which of the two takes longer; it is above 100% where
+tensors stay in a cache. Errors are the largest difference from float64, over the largest value, of the output and, with
+a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from pygpt.extension import C
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # behind the installed pygpt
-from bench import rows  # noqa: E402
+from bench import models, rows  # noqa: E402
 from bench.case import Call, Case  # noqa: E402
 
 SHORT_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -93,6 +94,7 @@ def every_case(settings: Settings) -> Iterator[Case]:
     for row, small in zip(rows.op_rows(settings.sizes), small_rows, strict=True):
         yield from rows.cases(row, small)
     yield from rows.cases(rows.overhead_row(), rows.overhead_row())
+    yield from models.cases(models.SMALL, settings.sizes.batch, settings.model_time)
 
 
 def measure(case: Case, settings: Settings) -> Result:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 from bench.case import Call, Case, Work, largest_error
 from pygpt import ops, reference
@@ -69,7 +70,7 @@ class Row:
 def op_rows(sizes: Sizes) -> list[Row]:
     """The rows of all ops."""
     B, T, M, head_rows = sizes.batch, sizes.time, sizes.batch * sizes.time, sizes.head_rows
-    H, D, C, V = sizes.heads, sizes.head_dim, sizes.width, sizes.vocabulary
+    H, D, C, N, V = sizes.heads, sizes.head_dim, sizes.width, sizes.hidden, sizes.vocabulary
     pairs = B * H * T * (T + 1) / 2  # of a query and a key that it sees
     scale = C**-0.5
 
@@ -121,6 +122,25 @@ def op_rows(sizes: Sizes) -> list[Row]:
             backward=Work(12 * M * C * C, 5 * M * C + 6 * C * C),
         ),
         Row(
+            "feed_forward",
+            "feed_forward",
+            f"({M}, {C}), hidden {N}",
+            lambda d: {
+                "x": d.normal(M, C),
+                "w_in": d.normal(N, C, scale=scale),
+                "b_in": d.normal(N),
+                "w_out": d.normal(C, N, scale=N**-0.5),
+                "b_out": d.normal(C),
+            },
+            ours=ops.feed_forward,
+            theirs=lambda x, w_in, b_in, w_out, b_out: F.linear(
+                F.gelu(F.linear(x, w_in, b_in), approximate="tanh"), w_out, b_out
+            ),
+            exact=reference.feed_forward,
+            forward=Work(4 * M * C * N, 2 * M * C + 2 * C * N),
+            backward=Work(8 * M * C * N, 3 * M * C + 4 * C * N),
+        ),
+        Row(
             "embedding",
             "embedding",
             f"({B}, {T}) of ({V}, {C})",
@@ -168,6 +188,33 @@ def op_rows(sizes: Sizes) -> list[Row]:
             backward=Work(3 * head_rows * V, 2 * head_rows * V, 8 * head_rows),
         ),
         Row(
+            "adamw",
+            "adamw",
+            f"({V}, {C})",
+            lambda d: {
+                **{name: d.normal(V, C) for name in ("param", "grad", "exp_avg")},
+                "exp_avg_sq": d.normal(V, C).square(),
+                "step": torch.tensor(3.0),
+            },
+            ours=_adamw,
+            theirs=_plain_adamw,
+            exact=lambda step, **tensors: reference.adamw(**tensors, step=3, **ADAMW)[0],
+            forward=Work(16 * V * C, 7 * V * C),
+            backward=None,
+            dtypes=(torch.float32,),
+        ),
+        Row(
+            "grad_norm",
+            "grad_norm",
+            f"({V}, {C})",
+            lambda d: {"x": d.normal(V, C)},
+            ours=lambda x: ops.grad_norm([x]),
+            theirs=lambda x: torch.linalg.vector_norm(x),
+            exact=lambda x: reference.grad_norm([x]),
+            forward=Work(2 * V * C, V * C),
+            backward=None,
+        ),
+        Row(
             "sample",
             "sample, top-k 50, top-p 0.95",
             f"({B}, {V})",
@@ -184,7 +231,52 @@ def op_rows(sizes: Sizes) -> list[Row]:
             dtypes=(torch.float32,),
             comparable=False,
         ),
+        Row(
+            "linear_cross_entropy",
+            "linear_cross_entropy",
+            f"({head_rows}, {C}) × ({V}, {C})",
+            lambda d: {
+                "hidden": d.normal(head_rows, C),
+                "weight": d.normal(V, C, scale=scale),
+                "targets": d.ids(V, head_rows),
+            },
+            ours=ops.linear_cross_entropy,
+            theirs=lambda hidden, weight, targets: F.cross_entropy(F.linear(hidden, weight), targets),
+            exact=reference.linear_cross_entropy,
+            forward=Work(2 * head_rows * C * V, head_rows * C + C * V, 8 * head_rows),
+            backward=Work(4 * head_rows * C * V, 2 * head_rows * C + 2 * C * V, 8 * head_rows),
+        ),
     ]
+
+
+ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> Tensor:
+    """In place, as in PyTorch; ``step`` is the number of the step."""
+    ops.adamw([param], [grad], [exp_avg], [exp_avg_sq], [None], [float(step)], **ADAMW)
+    return param
+
+
+def _plain_adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> Tensor:
+    lr, (beta1, beta2), eps, decay = ADAMW.values()
+    adamw(
+        [param],
+        [grad],
+        [exp_avg],
+        [exp_avg_sq],
+        max_exp_avg_sqs=[],
+        state_steps=[step - 1],
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=decay,
+    )
+    return param
 
 
 def _sample(logits: Tensor, seeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,7 +333,8 @@ def _case(row: Row, small: Row, dtype: torch.dtype, backward: Work | None) -> Ca
         doubles = {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
         grad = _gradient(small, inputs, draw) if backward else None
         exact = _call(small.exact, doubles, grad)()
-        theirs = largest_error(_call(small.theirs, inputs, grad)(), exact) if small.comparable else None
+        copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        theirs = largest_error(_call(small.theirs, copies, grad)(), exact) if small.comparable else None
         return largest_error(_call(small.ours, inputs, grad)(), exact), theirs
 
     return Case(

@@ -54,7 +54,7 @@ def instruction_set(dtype: torch.dtype) -> str:
     return next(name for name in runs if name != "avx512_bf16")
 
 
-def peak_arithmetic(dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
+def peak_arithmetic(dtype: torch.dtype = torch.float32, seconds: float = 0.5) -> float:
     """Operations per second of multiply-adds on registers, on all of torch's threads; a multiply-add counts as two.
 
     Args:
@@ -72,7 +72,7 @@ def peak_arithmetic(dtype: torch.dtype = torch.float32, seconds: float = 0.2) ->
     return _peak_arithmetic(isa, name, torch.get_num_threads(), seconds)
 
 
-def memory_bandwidth(seconds: float = 0.3) -> float:
+def memory_bandwidth(seconds: float = 0.5) -> float:
     """Bytes per second read by all of torch's threads from main memory: a buffer of eight last-level caches.
 
     Args:

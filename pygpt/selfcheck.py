@@ -62,9 +62,31 @@ def _greedy(logits: Tensor) -> Tensor:
     return ops.sample(logits, temperature=0.0, seeds=rows, positions=rows)[1]
 
 
+ADAMW: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> list[Tensor]:
+    moved = [tensor.detach().clone() for tensor in (param, exp_avg, exp_avg_sq)]
+    param, exp_avg, exp_avg_sq = moved
+    ops.adamw([param], [grad.detach()], [exp_avg], [exp_avg_sq], [None], [3.0], **ADAMW)
+    return moved
+
+
+def _moments(d: Draw, count: int) -> dict[str, Tensor]:
+    dtype = torch.promote_types(d.dtype, torch.float32)
+    return {"exp_avg": d.normal(count).to(dtype), "exp_avg_sq": d.normal(count).square().to(dtype)}
+
+
 # Odd sizes, so that every kernel's vectors and tiles have a tail.
 CHECKS = (
     Check("add", ops.add, reference.add, lambda d: {"x": d.normal(3, 5, 33), "y": d.normal(5, 33)}),
+    Check(
+        "adamw",
+        _adamw,
+        lambda **tensors: reference.adamw(**tensors, step=3, **ADAMW),
+        lambda d: {"param": d.normal(77), "grad": d.normal(77), **_moments(d, 77)},
+        differentiable=False,
+    ),
     Check(
         "attention",
         ops.attention,
@@ -90,6 +112,25 @@ CHECKS = (
         lambda d: {"ids": d.ids(11, 3, 7), "table": d.normal(11, 33)},
     ),
     Check(
+        "feed_forward",
+        ops.feed_forward,
+        reference.feed_forward,
+        lambda d: {
+            "x": d.normal(5, 33),
+            "w_in": d.normal(71, 33),
+            "b_in": d.normal(71),
+            "w_out": d.normal(33, 71),
+            "b_out": d.normal(33),
+        },
+    ),
+    Check(
+        "grad_norm",
+        ops.grad_norm,
+        reference.grad_norm,
+        lambda d: {"tensors": [d.normal(5, 77), d.normal(11)]},
+        differentiable=False,
+    ),
+    Check(
         "layer_norm",
         ops.add_layer_norm,
         reference.add_layer_norm,
@@ -106,6 +147,12 @@ CHECKS = (
             "activation": "gelu_tanh",
             "residual": d.normal(5, 35),
         },
+    ),
+    Check(
+        "linear_cross_entropy",
+        ops.linear_cross_entropy,
+        reference.linear_cross_entropy,
+        lambda d: {"hidden": d.normal(7, 33), "weight": d.normal(101, 33), "targets": d.ids(101, 7)},
     ),
     Check(
         "sample",

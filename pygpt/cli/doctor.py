@@ -104,10 +104,10 @@ def machine_table() -> Table:
     for dtype in (torch.float32, torch.bfloat16):
         table.add_row(
             f"arithmetic, {str(dtype).removeprefix('torch.')}",
-            f"{machine.peak_arithmetic(dtype, seconds=0.4) / 1e9:.0f} G operations/s "
+            f"{machine.peak_arithmetic(dtype) / 1e9:.0f} G operations/s "
             f"(multiply-adds of {machine.instruction_set(dtype)} on registers)",
         )
-    table.add_row("main memory", f"{machine.memory_bandwidth(seconds=0.6) / 1e9:.1f} GB/s read")
+    table.add_row("main memory", f"{machine.memory_bandwidth() / 1e9:.1f} GB/s read")
     return table
 
 

@@ -1,0 +1,48 @@
+"""The whole-model rows: both contenders do the same work with the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import models
+from bench.peers import PlainGPT
+from pygpt import GPTConfig
+
+TINY = GPTConfig(vocab_size=101, context_length=64, num_layers=2, num_heads=2, embedding_dim=16)
+
+
+@pytest.mark.parametrize("case", list(models.cases(TINY, 2, 9)), ids=lambda case: f"{case.name}, {case.dtype}")
+def test_both_sides_of_a_row_run_and_are_near_float64(case: models.Case) -> None:
+    ours, theirs = case.errors()
+    allowed = 16 * torch.finfo(case.dtype).eps
+    assert ours < allowed
+    assert theirs is not None
+    assert theirs < allowed
+    for call in case.contenders(False).values():
+        call()
+
+
+def test_both_sides_of_decode_write_the_same_tokens() -> None:
+    contenders = models._decode(TINY, torch.float32, 2)
+    assert torch.equal(contenders["pygpt"](), contenders["eager"]())
+
+
+def test_both_sides_of_a_train_step_arrive_at_the_same_weights() -> None:
+    ours, theirs, _ = models._models(TINY, torch.float32)
+    ids, targets = models._ids_and_targets(TINY, 2, 9)
+    for model, optimizer in ((ours, models.optim.AdamW), (theirs, torch.optim.AdamW)):
+        model.loss(ids, targets).backward()
+        optimizer(model.parameters()).step()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, theirs.get_parameter(name), atol=1e-4, rtol=0)
+
+
+def test_the_peer_generates_what_its_forward_pass_says() -> None:
+    torch.manual_seed(1)
+    peer = PlainGPT(TINY)
+    ids = torch.randint(101, (2, 5))
+    written = peer.generate(ids, 7)
+    for _ in range(7):
+        ids = torch.cat([ids, peer(ids)[:, -1:].argmax(dim=-1)], dim=1)
+    assert torch.equal(written, ids)
