@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import pygpt
 from pygpt import ops, reference
+from tests.philox import attention_mask
 from tests.support import (
     assert_accurate,
     assert_bits_hold,
@@ -24,79 +24,512 @@ from tests.support import (
     unaligned,
 )
 
-KEY_TILE = 64  # of the CPU kernels; sizes around it are worth trying
-CAUSALS = [False, True, "bottom_right", "top_left"]
 
-
-def qkv(generator, batch=2, q_time=5, k_time=7, heads=2, kv_heads=2, head_dim=8, dtype=torch.float32):
+def draw_qkv(generator, batch=2, q_time=5, k_time=7, heads=2, kv_heads=2, head_dim=8, dtype=torch.float32):
     q = normal(generator, batch, q_time, heads, head_dim, dtype=dtype)
     k, v = (normal(generator, batch, k_time, kv_heads, head_dim, dtype=dtype) for _ in range(2))
     return q, k, v
 
 
-def doubled(option):
-    return option.double() if isinstance(option, torch.Tensor) and option.is_floating_point() else option
+def seen_by(q, k, mask=None, **positions):
+    """Which keys each query may see: bool, broadcasts to (batch, heads, q_time, k_time)."""
+    seen = reference.visible_keys(q.shape[1], k.shape[1], q.shape[0], **positions).unsqueeze(1)
+    return seen if mask is None else seen & mask
 
 
-def plain_attention(q, k, v, *, bias=None, **options):
-    """PyTorch's own operations in the dtype of the inputs, with the scores held: the peer in accuracy."""
-    group = q.shape[2] // k.shape[2]
-    seen = reference.visible_keys(
-        q.shape[1],
-        k.shape[1],
-        q.shape[0],
-        **{
-            name: options[name]
-            for name in ("causal", "key_lengths", "query_start", "cu_seqlens", "window")
-            if name in options
-        },
-    ).unsqueeze(1)
-    if options.get("mask") is not None:
-        seen = seen & options["mask"]
-    keys, values = (t.repeat_interleave(group, dim=2).transpose(1, 2) for t in (k, v))
-    scores = q.transpose(1, 2) @ keys.transpose(2, 3) * options.get("scale", q.shape[-1] ** -0.5)
-    if options.get("softcap") is not None:
-        scores = options["softcap"] * torch.tanh(scores / options["softcap"])
-    if bias is not None:
-        scores = scores + bias
+def plain_attention(q, k, v, bias=None, *, scale=None, softcap=None, dropout=0.0, keep=None, **visible):
+    """PyTorch's operations in the dtype of the inputs. Also gives the log-sum-exp."""
+    seen = seen_by(q, k, **visible)
+    k, v = (t.repeat_interleave(q.shape[2] // k.shape[2], dim=2).transpose(1, 2) for t in (k, v))
+    scores = q.transpose(1, 2) @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    scores = scores if bias is None else scores + bias.to(q.dtype)
     scores = scores.masked_fill(~seen, -math.inf)
     blind = (scores == -math.inf).all(dim=-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0).to(q.dtype)
-    return (weights @ values).transpose(1, 2)
+    scores = scores.masked_fill(blind, 0.0)
+    weights = torch.softmax(scores, dim=-1).masked_fill(blind, 0.0)
+    weights = weights if keep is None else weights * keep / (1 - dropout)
+    return (weights @ v).transpose(1, 2), torch.logsumexp(scores, dim=-1).masked_fill(blind.squeeze(-1), -math.inf)
 
 
-def check_against_reference(q, k, v, what, *, bias=None, keep=None, grad=None, **options):
-    """Output, log-sum-exp and all gradients, beside the reference and PyTorch's operations."""
-    generator = random_generator()
-    grad = normal(generator, *q.shape, dtype=q.dtype) if grad is None else grad
-    grad_lse = normal(generator, q.shape[0], q.shape[2], q.shape[1])
+def torch_attention(q, k, v, bias=None, *, scale=None, **visible):
+    """PyTorch's own fused attention, which keeps the log-sum-exp in the same precision as we do."""
+    added = torch.zeros(()) if bias is None else bias
+    added = added.to(q.dtype).masked_fill(~seen_by(q, k, **visible), -math.inf)
+    added = added.expand(-1, q.shape[2], q.shape[1], k.shape[1])
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, added, scale=scale, enable_gqa=True).transpose(1, 2)
+
+
+def check_against_reference(q, k, v, bias=None, keep=None, seed=None, **options):
+    """The output, its gradients, and the log-sum-exp."""
+    grad = normal(random_generator(), *q.shape, dtype=q.dtype)
 
     def ours(q, k, v, bias):
-        return ops.attention(q, k, v, bias=bias, return_lse=True, **options)
+        return ops.attention(q, k, v, bias=bias, seed=seed, return_lse=True, **options)
 
     def exact(q, k, v, bias):
-        known = {name: value for name, value in options.items() if name != "seed"}
-        out, lse = reference.attention(q, k, v, bias=bias, keep=keep, return_lse=True, **known)
-        return out, lse
+        return reference.attention(q, k, v, bias=bias, keep=keep, return_lse=True, **options)
+
+    def plain(q, k, v, bias):
+        return plain_attention(q, k, v, bias, keep=keep, **options)
+
+    def mirrored(q, k, v, bias):
+        out, lse = plain(q.flip(-1), k.flip(-1), v.flip(-1), bias)
+        return out.flip(-1), lse
+
+    def results(function, inputs):
+        (out,), grads = gradients(lambda *x: function(*x)[0], inputs, [grad.to(inputs[0].dtype)])
+        return [out, function(*inputs)[1], *grads]
 
     inputs = [q, k, v, bias]
-    unseen = exact(*(doubled(t) for t in inputs))[1] == -math.inf
-    grad_lse[unseen] = 0
-    (out, lse), grads = gradients(ours, inputs, [grad, grad_lse])
-    (right, right_lse), right_grads = gradients(exact, [doubled(t) for t in inputs], [grad.double(), grad_lse.double()])
-    assert torch.equal(lse == -math.inf, unseen), what
-    assert_accurate(lse.masked_fill(unseen, 0), right_lse.masked_fill(unseen, 0), None, f"{what}: lse")
-    peers = [None] * (1 + len(grads))
-    if keep is None and q.dtype != torch.float64:
-        mixed = bias is not None and bias.dtype != q.dtype
-        peer, peer_grads = gradients(
-            lambda q, k, v, bias: plain_attention(q, k, v, bias=bias, **options),
-            [q, k, v, bias.to(q.dtype) if mixed else bias],
-            [grad],
+    mine = results(ours, inputs)
+    right = results(exact, [None if x is None else x.double() for x in inputs])
+    peers = [
+        results(plain, inputs),
+        results(mirrored, inputs),
+    ]  # an error is luck; two orders of summation, two samples
+    blind = right[1] == -math.inf
+    assert torch.equal(mine[1] == -math.inf, blind)
+    for each in (mine, right, *peers):
+        each[1] = each[1].masked_fill(blind, 0)
+    if keep is None and options.get("softcap") is None and not blind.any() and blind.numel():
+        visible = {name: option for name, option in options.items() if name != "softcap"}
+        (out,), grads = gradients(lambda *x: torch_attention(*x, bias, **visible), inputs[:3], [grad])
+        peers.append([out, peers[0][1], *grads, *peers[0][5:]])
+    if q.dtype == torch.float64:  # the reference is no better
+        torch.testing.assert_close(mine[0], right[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mine[2:], right[2:], rtol=1e-12, atol=1e-12)
+        return
+
+    def compare(what, ours, exact, *theirs):
+        farthest = max(theirs, key=lambda x: float((x.double() - exact).abs().max()) if x.numel() else 0)
+        assert_accurate(ours, exact, farthest, f"{what}, {q.dtype}")
+
+    for i, name in enumerate(("out", "lse")):
+        compare(name, mine[i], right[i], *(peer[i] for peer in peers))
+    # The gradients as one, each divided by its largest value (to a power of two): luck evens out over more elements.
+    sizes = [2.0 ** math.frexp(float(x.abs().max()) if x.numel() else 1.0)[1] for x in right[2:]]
+
+    def together(results, dtype=q.dtype):
+        return torch.cat([(x / size).flatten().to(dtype) for x, size in zip(results[2:], sizes, strict=True)])
+
+    compare("gradients", together(mine), together(right, torch.float64), *(together(peer) for peer in peers))
+
+
+@settings(max_examples=20)
+@given(
+    sizes=st.tuples(
+        st.integers(0, 2),  # batch
+        st.sampled_from([0, 1, 2, 5, 47, 49, 97, 130]),  # q_time
+        st.sampled_from([0, 1, 3, 63, 64, 65, 130]),  # k_time
+        st.integers(1, 2),  # key/value heads
+        st.integers(1, 3),  # query heads for each
+        st.sampled_from([1, 2, 7, 16, 33, 64, 80]),  # head_dim
+    ),
+    causal=st.sampled_from([False, True, "bottom_right", "top_left"]),
+    window=st.none() | st.sampled_from([1, 2, 20, 70, 2**62]),
+    softcap=st.none() | st.floats(0.5, 50),
+    scale=st.none() | st.floats(-1, 1),
+    places=st.sampled_from(["whole", "key_lengths", "query_start", "both"]),
+    extra=st.sampled_from(["", "mask", "mask by head", "bias", "float32 bias", "bias by key", "bias by head"]),
+)
+@example((1, 130, 130, 2, 1, 256), True, 70, None, None, "whole", "")
+@example((2, 65, 150, 1, 3, 40), True, None, 20.0, None, "both", "bias")
+@example((2, 97, 65, 1, 1, 7), False, 20, None, None, "whole", "bias by key")
+def test_options(implementation, sizes, causal, window, softcap, scale, places, extra):
+    generator = random_generator()
+    batch, q_time, k_time, kv_heads, group, head_dim = sizes
+    heads = kv_heads * group
+    options = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+    if places in ("key_lengths", "both"):
+        options["key_lengths"] = torch.randint(0, k_time + 1, (batch,), generator=generator)
+    if places in ("query_start", "both"):
+        options["query_start"] = torch.randint(0, k_time + 3, (batch,), generator=generator)
+    if extra == "mask":
+        options["mask"] = torch.rand(q_time, k_time, generator=generator) < 0.5
+    if extra == "mask by head":
+        options["mask"] = torch.rand(batch, heads, 1, 1, generator=generator) < 0.5
+    bias_shape = {
+        "bias": (batch, heads, q_time, k_time),
+        "float32 bias": (heads, q_time, k_time),
+        "bias by key": (batch, 1, 1, k_time),
+        "bias by head": (heads, 1, 1),
+    }.get(extra)
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, batch, q_time, k_time, heads, kv_heads, head_dim, dtype)
+        bias = None
+        if bias_shape is not None:
+            bias = normal(generator, *bias_shape, dtype=torch.float32 if extra == "float32 bias" else dtype)
+            if extra == "bias":
+                bias[bias > 1] = -math.inf
+        check_against_reference(q, k, v, bias, **options)
+
+
+def test_packed_documents(implementation, generator):
+    lengths = [0, 1, 70, 130, 0, 3]
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    cu_seqlens = torch.tensor(bounds)
+    for dtype in dtypes_of(implementation):
+        for causal, window in ((True, None), (False, None), (True, 33)):
+            q, k, v = draw_qkv(generator, 1, bounds[-1], bounds[-1], 4, 2, 20, dtype)
+            options = {"causal": causal, "window": window}
+            check_against_reference(q, k, v, cu_seqlens=cu_seqlens, **options)
+            grad = normal(generator, *q.shape, dtype=dtype)
+            options |= {"dropout": 0.3}
+
+            def packed(q, k, v, options=options):
+                return ops.attention(q, k, v, cu_seqlens=cu_seqlens, seed=5, **options)
+
+            (out,), grads = gradients(packed, [q, k, v], [grad])
+            for document, (begin, end) in enumerate(itertools.pairwise(bounds)):
+                part = slice(begin, end)
+
+                def alone(q, k, v, document=document, options=options):
+                    return ops.attention(q, k, v, seed=5 + document, **options)
+
+                (own,), own_grads = gradients(alone, [x[:, part] for x in (q, k, v)], [grad[:, part]])
+                for a, b in zip([out, *grads], [own, *own_grads], strict=True):
+                    assert_same_bits(a[:, part], b, f"document {document}, causal {causal}, window {window}")
+
+
+def all_results(q, k, v, bias=None, grad=None, **options):
+    """The output, the log-sum-exp, and the gradients of everything (through the output)."""
+    grad = torch.ones_like(q) if grad is None else grad
+
+    def run(*tensors):
+        return ops.attention(*tensors[:3], bias=tensors[3], return_lse=True, **options)
+
+    outputs, grads = gradients(run, [q, k, v, bias], [grad, torch.zeros(q.shape[0], q.shape[2], q.shape[1])])
+    return [*outputs, *grads]
+
+
+def test_bits_do_not_depend_on_threads_or_mode(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, 150, 150, 4, 2, 24, dtype)
+        v[0] *= 1e-38  # outputs among the denormals
+        bias = normal(generator, 1, 4, 150, 1, dtype=dtype)
+        grad = normal(generator, *q.shape, dtype=dtype)
+        options = {"causal": True, "dropout": 0.2, "seed": 3, "softcap": 30.0}
+        assert_bits_hold(lambda a=(q, k, v, bias, grad), o=options: all_results(*a, **o), f"{dtype}")
+
+
+def test_bits_do_not_depend_on_batch_padding_or_strides(implementation, generator):
+    lengths = torch.tensor([70, 129, 1])
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 3, 140, 140, 4, 2, 24, dtype)
+        grad = normal(generator, *q.shape, dtype=dtype)
+        for row, length in enumerate(lengths):  # the padding holds anything
+            k[row, length:], v[row, length:], grad[row, length:] = math.nan, math.inf, 0
+        options = {"causal": "top_left", "dropout": 0.2}
+        batch = all_results(q, k, v, grad=grad, key_lengths=lengths, seed=8, **options)
+        packed = torch.stack([q, k.repeat(1, 1, 2, 1), v.repeat(1, 1, 2, 1)], dim=2)  # as a joint projection gives them
+        kv = packed[:, :, 1, :2], packed[:, :, 2, :2]
+        for a, b in zip(
+            batch,
+            all_results(packed[:, :, 0], *kv, grad=strided(grad), key_lengths=lengths, seed=8, **options),
+            strict=True,
+        ):
+            assert_same_bits(a, b, f"{dtype}, other strides")
+        for a, b in zip(
+            batch,
+            all_results(
+                unaligned(q), unaligned(k), unaligned(v), grad=unaligned(grad), key_lengths=lengths, seed=8, **options
+            ),
+            strict=True,
+        ):
+            assert_same_bits(a, b, f"{dtype}, unaligned")
+        for row, length in enumerate(lengths):
+            one = slice(row, row + 1), slice(0, int(length))
+            alone = all_results(q[one], k[one], v[one], grad=grad[one], seed=8 + row, **options)
+            for a, b in zip((batch[0], *batch[2:]), (alone[0], *alone[2:]), strict=True):
+                assert_same_bits(a[one], b, f"{dtype}, row {row}")
+            for gradient in batch[3:]:
+                assert (gradient[row, length:] == 0).all(), "padding has no gradient"
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_bits_do_not_depend_on_the_cache_or_the_split_of_a_prompt(implementation, generator, window):
+    time, capacity = 150, 200
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, time, time, 6, 2, 40, dtype)
+        whole = ops.attention(q, k, v, causal=True, window=window, softcap=10.0)
+        cache = [torch.full((2, capacity, 2, 40), math.nan, dtype=dtype) for _ in range(2)]
+        begin = 0
+        for end in (1, 2, 65, 130, 131, 132, 150):
+            cache[0][:, begin:end], cache[1][:, begin:end] = k[:, begin:end], v[:, begin:end]
+            start = torch.full((2,), begin)
+            part = ops.attention(q[:, begin:end], *cache, causal=True, query_start=start, window=window, softcap=10.0)
+            assert_same_bits(part, whole[:, begin:end], f"{dtype}, queries {begin} to {end} from the cache")
+            begin = end
+        for row, length in ((0, 77), (1, 130)):  # a step of a ragged batch: each row has its own number of tokens
+            start = torch.tensor([77, 130])
+            ragged = [x.clone() for x in cache]
+            for b in range(2):
+                for x in ragged:
+                    x[b, start[b] + 1 :] = math.nan
+            step = ops.attention(
+                torch.stack([q[0, 77:78], q[1, 130:131]]),
+                *ragged,
+                causal=True,
+                query_start=start,
+                window=window,
+                softcap=10.0,
+            )
+            assert_same_bits(step[row], whole[row, length : length + 1], f"{dtype}, step of row {row}")
+
+
+def test_queries_that_see_nothing_give_zeros(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, 70, 70, 2, 1, 12, dtype)
+        nothing = torch.full_like(k, math.nan)
+        bias = torch.full((70, 1), -math.inf)
+        for options in (
+            {"key_lengths": torch.tensor([0, 0])},
+            {"mask": torch.zeros(1, 1, dtype=torch.bool)},
+            {"bias": bias},
+            {"causal": True, "query_start": torch.tensor([200, 200]), "window": 3},
+        ):
+            hidden = (nothing, nothing) if "mask" not in options and "bias" not in options else (k, v)
+            out, lse, *grads = all_results(q, *hidden, **options)
+            assert (lse == -math.inf).all() and lse.dtype == torch.float32
+            for tensor in (out, *grads):
+                assert (tensor == 0).all(), f"{dtype}, {options}"
+        out, lse, *grads = all_results(q, k[:, :0], v[:, :0], causal=True)
+        assert (out == 0).all() and (lse == -math.inf).all() and (grads[0] == 0).all()
+        assert ops.attention(q[:0], k[:0], v[:0]).shape == (0, 70, 2, 12)
+        assert ops.attention(q[:, :0], k, v).shape == (2, 0, 2, 12)
+
+
+def test_nan_stays_in_its_sequence(implementation, generator):
+    q, k, v = draw_qkv(generator, 2, 70, 70)
+    clean = all_results(q, k, v, causal=True)
+    for poisoned in (q, k, v):
+        poisoned[1, 40] = math.nan
+    for a, b in zip(clean, all_results(q, k, v, causal=True), strict=True):
+        assert_same_bits(a[:1], b[:1], "the row beside it")
+        assert b[1].isnan().any()
+    q, k, v = (x.flatten(0, 1).unsqueeze(0) for x in (q, k, v))
+    packed = all_results(q, k, v, causal=True, cu_seqlens=torch.tensor([0, 70, 140]))
+    assert_same_bits(packed[0][:, :70], clean[0][:1], "the document before it")
+
+
+def test_weights(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, 67, 90, 4, 2, 16, dtype)
+        options = {"causal": True, "softcap": 5.0, "mask": torch.rand(90, generator=generator) < 0.7}
+        out, weights, lse = ops.attention(q.requires_grad_(), k, v, return_weights=True, return_lse=True, **options)
+        exact = reference.attention(*(x.detach().double() for x in (q, k, v)), return_weights=True, **options)[1]
+        assert_same_bits(out, ops.attention(q, k, v, **options), "the output keeps its bits")
+        assert out.requires_grad and lse.requires_grad and not weights.requires_grad
+        assert weights.dtype == dtype
+        assert torch.equal(weights == 0, exact == 0)
+        torch.testing.assert_close(weights.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+        dropped = ops.attention(q, k, v, return_weights=True, dropout=0.5, **options)[1]
+        assert_same_bits(dropped, weights, "weights before dropout")
+        packed = ops.attention(
+            *(x.detach()[:1, :67] for x in (q, k, v)), cu_seqlens=torch.tensor([0, 40, 67]), return_weights=True
+        )[1]
+        assert (packed[:, :, :40, 40:] == 0).all() and (packed[:, :, 40:, :40] == 0).all()
+        torch.testing.assert_close(packed.float().sum(-1), torch.ones(1, 4, 67), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.75, 1.0])
+def test_dropout_follows_the_documented_bits(implementation, generator, p):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, 50, 130, 4, 2, 20, dtype)
+        keep = attention_mask(2, 4, 50, 130, p, 17) if p < 1 else torch.zeros(2, 4, 50, 130, dtype=torch.bool)
+        if p < 1:
+            check_against_reference(q, k, v, keep=keep, dropout=p, seed=17)
+        else:
+            out, _, *grads = all_results(q, k, v, dropout=p, seed=17)
+            assert (out == 0).all() and (grads[2] == 0).all()
+        each = torch.tensor([17, 18])
+        a, b = (ops.attention(q, k, v, dropout=p, seed=seed) for seed in (torch.tensor(17), each))
+        assert_same_bits(a, b, "a seed for each row")
+
+
+def test_dropout_without_a_seed_follows_torch(generator):
+    q, k, v = draw_qkv(generator)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(ops.attention(q, k, v, dropout=0.5))
+    assert_same_bits(results[0], results[1], "the same seed")
+    assert not torch.equal(results[0], results[2])
+
+
+def test_large_scores_do_not_overflow(implementation, generator):
+    q, k, v = draw_qkv(generator, 1, 3, 100)
+    out = ops.attention(q * 1e4, k * 1e4, v)
+    best = reference.attention(q.double() * 1e4, k.double() * 1e4, v.double())
+    assert_accurate(out, best, None, "scores of 1e8")
+    q[..., 0] = math.inf
+    assert not ops.attention(q, k, v).isfinite().any()
+
+
+def each_option(dtype):
+    generator = random_generator()
+    mask = torch.rand(2, 1, 3, 4, generator=generator) < 0.7
+    yield {}
+    yield {"causal": True, "window": 2}
+    yield {"causal": "top_left"}
+    yield {"softcap": 2.0, "scale": 0.9}
+    yield {"key_lengths": torch.tensor([3, 0]), "query_start": torch.tensor([1, 0]), "causal": True}
+    yield {"mask": mask}
+    yield {"bias": normal(generator, 2, 1, 4, dtype=dtype).requires_grad_()}
+    yield {"bias": normal(generator, 2, 2, 3, 1, dtype=dtype).requires_grad_(), "softcap": 1.5}
+    yield {"dropout": 0.4, "seed": torch.tensor(3)}
+
+
+def test_gradcheck():
+    generator = random_generator()
+    inputs = [x.requires_grad_() for x in draw_qkv(generator, 2, 3, 4, 2, 1, 3, torch.float64)]
+    for options in each_option(torch.float64):
+        bias = options.pop("bias", None)
+
+        def run(q, k, v, bias, options=options):
+            return ops.attention(q, k, v, bias=bias, **options)
+
+        assert torch.autograd.gradcheck(run, (*inputs, bias)), options
+    packed = [x.detach().flatten(0, 1)[None, :6].clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: ops.attention(q, k, v, cu_seqlens=torch.tensor([0, 2, 6]), causal=True), packed
+    )
+
+
+def test_gradient_through_lse(implementation, generator):
+    q, k, v = draw_qkv(generator, 2, 70, 70, 4, 2, 24)
+    grads = normal(generator, *q.shape), normal(generator, 2, 4, 70)
+    options = {"causal": True, "softcap": 10.0, "return_lse": True}
+    _, ours = gradients(lambda *x: ops.attention(*x, **options), [q, k, v], grads)
+    upcast = [x.double() for x in (q, k, v)]
+    _, exact = gradients(lambda *x: reference.attention(*x, **options), upcast, [x.double() for x in grads])
+    for mine, right in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-5)
+
+
+def test_opcheck(generator):
+    for options in each_option(torch.float32):
+        tensors = [x.requires_grad_() for x in draw_qkv(generator, 2, 3, 4, 2, 1, 3)]
+        causal = "bottom_right" if options.pop("causal", None) else None
+        names = ("key_lengths", "query_start", "cu_seqlens", "mask", "bias", "window", "softcap")
+        problem = (*tensors, causal, options.pop("scale", 0.5), *(options.get(name) for name in names))
+        problem = (*problem, options.get("dropout", 0.0), options.get("seed"))
+        torch.library.opcheck(torch.ops.pygpt.attention, problem)
+
+
+def test_compiled_gives_the_same_bits(generator):
+    q, k, v = draw_qkv(generator, 2, 9, 9, 4, 2, 16)
+    bias, grad = normal(generator, 4, 9, 9), normal(generator, *q.shape)
+
+    def run(q, k, v, bias):
+        out, weights, lse = ops.attention(
+            q, k, v, bias=bias, causal=True, dropout=0.1, seed=4, return_weights=True, return_lse=True
         )
-        without_lse = gradients(lambda *x: exact(*x)[0], [doubled(t) for t in inputs], [grad.double()])[1]
-        # PyTorch's errors stand for the same gradients without the part that comes through lse.
-        peers = [peer, *(p.double() - r + w for p, r, w in zip(peer_grads, without_lse, right_grads, strict=True))]
-    names = ["out", "grad_q", "grad_k", "grad_v", "grad_bias"]
-    for name, mine, theirs, peer in zip(names, [out, *grads], [right, *right_grads], peers, strict=False):
-        assert_accurate(mine, theirs, peer, f"{what}: {name}")
+        return out, weights.detach() + 0 * lse.unsqueeze(-1), lse
+
+    def results(function):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, bias)]
+        out, weights, lse = function(*leaves)
+        return [out, weights, lse, *torch.autograd.grad(out, leaves, grad)]
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for a, b in zip(results(run), results(compiled), strict=True):
+        assert_same_bits(a.detach(), b.detach(), "compiled")
+
+
+def test_autocast(generator):
+    q, k, v = (x.requires_grad_() for x in draw_qkv(generator))
+    bias = normal(generator, 5, 7).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.attention(q, k, v, bias=bias)
+    assert out.dtype == torch.bfloat16
+    assert_same_bits(out, ops.attention(*(x.bfloat16() for x in (q, k, v)), bias=bias), "cast by hand")
+    out.float().sum().backward()
+    assert q.grad.dtype == torch.float32 and bias.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.attention(q.double(), k.double(), v.double()).dtype == torch.float64
+
+
+def test_numpy_in_numpy_out(generator):
+    q, k, v = draw_qkv(generator)
+    lengths = torch.tensor([3, 7])
+    out, lse = ops.attention(q.numpy(), k.numpy(), v.numpy(), key_lengths=lengths.numpy(), return_lse=True)
+    assert isinstance(out, np.ndarray)
+    assert_same_bits(torch.from_numpy(out), ops.attention(q, k, v, key_lengths=lengths), "NumPy")
+    assert lse.shape == (2, 2, 5)
+
+
+def test_second_derivative_and_transforms_are_refused(generator):
+    q, k, v = (x.requires_grad_() for x in draw_qkv(generator))
+    with pytest.raises(NotImplementedError, match="attention"):
+        torch.autograd.grad(ops.attention(q, k, v).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="attention"):
+        torch.func.vmap(lambda q: ops.attention(q, k, v))(q.detach().unsqueeze(0))
+
+
+ONES = torch.ones(2, 5, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"q": torch.ones(2, 5, 8)}, ValueError, r"q must be \(batch, q_time, heads, head_dim\).*\(2, 5, 8\)"),
+        ({"q": torch.ones(2, 5, 2, 300)}, ValueError, "head_dim of 1 to 256"),
+        ({"q": torch.ones(2, 5, 2, 0)}, ValueError, "head_dim of 1 to 256"),
+        ({"q": torch.ones(2, 5, 3, 8)}, ValueError, "multiple of k's kv_heads.*3 and k has 2"),
+        ({"q": torch.ones(2, 5, 0, 8)}, ValueError, "at least one head"),
+        ({"q": ONES.half(), "k": ONES.half(), "v": ONES.half()}, ValueError, "no CPU kernels for float16"),
+        ({"q": ONES.long()}, TypeError, "q must be of dtype.*int64"),
+        ({"q": "query"}, TypeError, "q must be a torch.Tensor"),
+        ({"k": ONES.double()}, TypeError, "k must be float32.*float64"),
+        ({"k": torch.ones(3, 5, 2, 8)}, ValueError, r"k must have shape \(2, 5, 2, 8\).*\(3, 5, 2, 8\)"),
+        ({"v": torch.ones(2, 4, 2, 8)}, ValueError, r"v must have shape \(2, 5, 2, 8\)"),
+        ({"v": ONES.to("meta")}, (ValueError, RuntimeError), "v|meta"),
+        ({"causal": "left"}, ValueError, 'causal must be.*"left"'),
+        ({"scale": math.inf}, ValueError, "scale must be finite"),
+        ({"softcap": 0.0}, ValueError, "softcap must be positive"),
+        ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"dropout": 1.5}, ValueError, "dropout must be 0 to 1"),
+        ({"dropout": math.nan}, ValueError, "dropout must be 0 to 1"),
+        ({"dropout": 0.5, "seed": torch.tensor(0.5)}, TypeError, "seed must be int64"),
+        ({"dropout": 0.5, "seed": torch.tensor([1])}, ValueError, r"seed must have shape \(2,\)"),
+        ({"key_lengths": torch.tensor([1, 6])}, ValueError, r"key_lengths\[1\] must be 0 to 5.*6"),
+        ({"key_lengths": torch.tensor([-1, 5])}, ValueError, r"key_lengths\[0\] must be 0 to 5.*-1"),
+        ({"key_lengths": torch.tensor([1])}, ValueError, r"key_lengths must have shape \(2,\)"),
+        ({"key_lengths": torch.tensor([1, 2], dtype=torch.int32)}, TypeError, "key_lengths must be int64"),
+        ({"query_start": torch.tensor([0, -1])}, ValueError, r"query_start\[1\] must be 0 to"),
+        ({"query_start": torch.tensor([0, 2**40])}, ValueError, r"query_start\[1\] must be 0 to"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, "cu_seqlens needs one row.*batch is 2"),
+        ({"mask": torch.ones(5, 5)}, TypeError, "mask must be bool"),
+        ({"mask": torch.ones(5, 4, dtype=torch.bool)}, ValueError, r"mask must broadcast.*\(5, 4\)"),
+        ({"mask": torch.ones(1, 2, 2, 5, 5, dtype=torch.bool)}, ValueError, "mask must broadcast"),
+        ({"bias": torch.ones(3, 1, 1, 1)}, ValueError, r"bias must broadcast.*\(3, 1, 1, 1\)"),
+        ({"bias": torch.ones(5, 5).double()}, TypeError, "bias must be float32"),
+    ],
+)
+def test_bad_input(change, error, words):
+    with pytest.raises(error, match=words):
+        ops.attention(**{"q": ONES, "k": ONES, "v": ONES, **change})
+
+
+@pytest.mark.parametrize(
+    "bounds, more, words",
+    [
+        ([0, 3], {}, "must go from 0 to q_time, 5, but goes from 0 to 3"),
+        ([1, 5], {}, "must go from 0"),
+        ([0, 4, 3, 5], {}, r"must not decrease.*cu_seqlens\[1\] is 4"),
+        ([], {}, "at least one element"),
+        ([0, 5], {"key_lengths": torch.tensor([5])}, "cu_seqlens and key_lengths"),
+        ([0, 5], {"query_start": torch.tensor([0])}, "cu_seqlens and query_start"),
+    ],
+)
+def test_bad_documents(bounds, more, words):
+    with pytest.raises(ValueError, match=words):
+        ops.attention(ONES[:1], ONES[:1], ONES[:1], cu_seqlens=torch.tensor(bounds, dtype=torch.int64), **more)
+
+
+def test_memory_is_linear_in_the_sequence():
+    q = torch.zeros(1, 100_000, 1, 1)  # 40 GB of scores, were they held
+    assert (ops.attention(q, q, q, causal=True, window=100) == 0).all()

@@ -29,7 +29,7 @@ struct GradientRows {
     std::int64_t width;   // of a row: D in whole vectors
     Number* q;            // (count, width)
     Number* grad_out;     // (count, width)
-    Number* lse;          // (count,) in units of log 2; 0 where nothing is seen
+    Lse<Number>* lse;     // (count,)
     Number* delta;        // (count,)
     Span* keys;           // (count,)
     Number *k, *v;        // (D, key_tile)
@@ -42,7 +42,7 @@ struct GradientRows {
           width(ceil_div(D, V::lanes) * V::lanes),
           q(memory.take<Number>(rows * width)),
           grad_out(memory.take<Number>(rows * width)),
-          lse(memory.take<Number>(rows)),
+          lse(memory.take<Lse<Number>>(rows)),
           delta(memory.take<Number>(rows)),
           keys(memory.take<Span>(rows)),
           k(memory.take<Number>(D * key_tile)),
@@ -57,15 +57,10 @@ struct GradientRows {
             const std::int64_t from = first_row + row;
             pack_row<Storage>(head.row_of(a.problem.q, from), D, q + row * width, width);
             pack_row<Storage>(head.row_of(a.grad_out, from), D, grad_out + row * width, width);
-            const Storage* out = head.row_of(a.out, from);
-            V sum = V::zero();
-            for (std::int64_t i = 0; i < D; i += V::lanes) {
-                sum = fma(V::load(grad_out + row * width + i), V::load(out + i, std::min(V::lanes, D - i)), sum);
-            }
-            delta[row] = reduce_add(sum);
+            pack_row<Storage>(head.row_of(a.out, from), D, weights, width);  // a place that is free
+            delta[row] = dot(grad_out + row * width, weights, D);  // in the order of o · vᵀ: equal if out is one v
             if (a.grad_lse) delta[row] -= *head.template row_of_transposed<Number>(*a.grad_lse, from);
-            const Number saved = *head.template row_of_transposed<Number>(a.lse, from);
-            lse[row] = saved == -infinity<Number> ? Number(0) : saved * log2_e<Number>;
+            lse[row] = Lse<Number>(*head.template row_of_transposed<Number>(a.lse, from));
             keys[row] = head.keys(from);
         }
     }
@@ -81,10 +76,10 @@ struct GradientRows {
                std::int64_t rows, std::int64_t base, Span span, bool uncapped) const {
         const std::int64_t D = head.p.D;
         const std::int64_t place = row % row_tile * key_tile;
-        multiply<Start::zero, Number>(rows, span.size() / V::lanes, D, {q + row * width, width, 1},
-                                      {k + span.begin, key_tile}, {weights + place + span.begin, key_tile});
-        multiply<Start::zero, Number>(rows, span.size() / V::lanes, D, {grad_out + row * width, width, 1},
-                                      {v + span.begin, key_tile}, {grad_scores + place + span.begin, key_tile});
+        multiply<To::set, Number>(rows, span.size() / V::lanes, {0, D}, {q + row * width, width, 1},
+                                  {k + span.begin, key_tile}, {weights + place + span.begin, key_tile});
+        multiply<To::set, Number>(rows, span.size() / V::lanes, {0, D}, {grad_out + row * width, width, 1},
+                                  {v + span.begin, key_tile}, {grad_scores + place + span.begin, key_tile});
         const bool capped = uncapped && head.p.softcap;
         for (std::int64_t r = 0; r < rows; ++r) {
             Number* x = weights + place + r * key_tile;
@@ -92,10 +87,9 @@ struct GradientRows {
             scores.finish(head, first_row + row + r, keys[row + r], base, span, x, slope);
             Number factors[key_tile];
             if (scores.drops()) scores.dropout(head, first_row + row + r, base, factors);
-            const V lse_v = V::broadcast(lse[row + r]);
             const V delta_v = V::broadcast(delta[row + r]);
             for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-                const V weight = exp2(V::load(x + j) - lse_v);
+                const V weight = lse[row + r].weight(V::load(x + j));
                 V grad = V::load(g + j);
                 V kept = weight;
                 if (scores.drops()) {
@@ -172,17 +166,17 @@ void backward_head(const attention::Backward& a, const Scores<Storage>& scores, 
                 }
                 steps = unite(steps, {r, r + group});
                 tile.group(scores, head, 0, r, group, base, span, true);
-                multiply<Start::add, Number>(group, width / V::lanes, span.size(),
-                                             {tile.grad_scores + (r - row) * key_tile + span.begin, key_tile, 1},
-                                             {sums.k + span.begin * width, width}, {sums.grad_q + r * width, width});
+                multiply<To::add, Number>(group, width / V::lanes, span,
+                                          {tile.grad_scores + (r - row) * key_tile, key_tile, 1}, {sums.k, width},
+                                          {sums.grad_q + r * width, width});
             }
-            const std::int64_t place = (steps.begin - row) * key_tile + tile_span.begin;
-            multiply<Start::add, Number>(
-                tile_span.size(), width / V::lanes, steps.size(), {tile.weights + place, 1, key_tile},
-                {tile.grad_out + steps.begin * width, width}, {sums.grad_v + tile_span.begin * width, width});
-            multiply<Start::add, Number>(tile_span.size(), width / V::lanes, steps.size(),
-                                         {tile.grad_scores + place, 1, key_tile}, {tile.q + steps.begin * width, width},
-                                         {sums.grad_k + tile_span.begin * width, width});
+            steps = {steps.begin - row, steps.end - row};
+            multiply<To::add, Number>(
+                tile_span.size(), width / V::lanes, steps, {tile.weights + tile_span.begin, 1, key_tile},
+                {tile.grad_out + row * width, width}, {sums.grad_v + tile_span.begin * width, width});
+            multiply<To::add, Number>(tile_span.size(), width / V::lanes, steps,
+                                      {tile.grad_scores + tile_span.begin, 1, key_tile}, {tile.q + row * width, width},
+                                      {sums.grad_k + tile_span.begin * width, width});
         }
         for (std::int64_t key = 0; key < std::min(key_tile, last_key - base); ++key) {
             write_row(sums.grad_k + key * width, scale, p.D, head.key_of(a.grad_k, base + key));

@@ -81,8 +81,8 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
             const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
-            multiply<Start::zero, Number>(group, span.size() / V::lanes, D, {block.q + row * D, D, 1},
-                                          {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
+            multiply<To::set, Number>(group, span.size() / V::lanes, {0, D}, {block.q + row * D, D, 1},
+                                      {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
             for (std::int64_t r = 0; r < group; ++r) {
                 Number* x = block.scores + r * key_tile;
                 const V most = scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);
@@ -106,10 +106,9 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
                     }
                 }
             }
-            multiply<Start::rescale, Number>(group, block.width / V::lanes, span.size(),
-                                             {block.scores + span.begin, key_tile, 1},
-                                             {block.v + span.begin * block.width, block.width},
-                                             {block.out + row * block.width, block.width}, block.rescale);
+            multiply<To::rescale, Number>(group, block.width / V::lanes, span, {block.scores, key_tile, 1},
+                                          {block.v, block.width}, {block.out + row * block.width, block.width},
+                                          block.rescale);
         }
     }
 
@@ -123,7 +122,7 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
                 .store(out + i, std::min(V::lanes, D - i));
         }
         *head.template row_of_transposed<Number>(a.lse, first_row + row) =
-            sum == 0 ? -infinity<Number> : block.maximum[row] * ln_2<Number> + std::log(sum);
+            sum == 0 ? -infinity<Number> : static_cast<Number>(block.maximum[row] * ln_2 + std::log(double{sum}));
     }
 }
 
@@ -156,17 +155,15 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
             const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
-            multiply<Start::zero, Number>(group, span.size() / V::lanes, D, {block.q + row * D, D, 1},
-                                          {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
+            multiply<To::set, Number>(group, span.size() / V::lanes, {0, D}, {block.q + row * D, D, 1},
+                                      {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
             for (std::int64_t r = 0; r < group; ++r) {
                 Number* x = block.scores + r * key_tile;
                 scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);
-                const Number lse = *head.template row_of_transposed<Number>(a.lse, first_row + row + r);
-                const Number from = lse == -infinity<Number> ? Number(0) : lse * log2_e<Number>;
+                const Lse<Number> lse(*head.template row_of_transposed<Number>(a.lse, first_row + row + r));
                 Storage* out = head.template row_of_transposed<Storage>(a.weights, first_row + row + r) + base;
                 for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-                    exp2(V::load(x + j) - V::broadcast(from))
-                        .store(out + j, std::clamp<std::int64_t>(p.S - base - j, 0, V::lanes));
+                    lse.weight(V::load(x + j)).store(out + j, std::clamp<std::int64_t>(p.S - base - j, 0, V::lanes));
                 }
             }
         }

@@ -41,8 +41,7 @@ template <class Number>
 constexpr Number infinity = std::numeric_limits<Number>::infinity();
 template <class Number>
 constexpr Number log2_e = static_cast<Number>(1.442695040888963407);
-template <class Number>
-constexpr Number ln_2 = static_cast<Number>(0.693147180559945309);
+constexpr double ln_2 = 0.693147180559945309;
 
 // Hands out parts of a block of memory, each aligned to 64 bytes; without memory it only counts.
 class Divider {
@@ -63,7 +62,10 @@ class Divider {
 
 // ---- products ----
 
-enum class Start { zero, add, rescale };  // what the accumulators begin with: 0, out, or out · rescale[row]
+enum class To { set, add, rescale };  // what the sums are added to: nothing, out, or out · rescale[row]
+
+// So many steps, counted from step 0, are summed in one accumulator, in order, before the sum goes to out.
+constexpr std::int64_t steps_in_a_sum = Vec<float>::lanes == 1 ? 16 : 32;
 
 template <class Number>
 struct Left {
@@ -81,19 +83,14 @@ struct Out {
     std::int64_t row_stride;
 };
 
-// out[rows × vectors] = start + left[rows × steps] · right[steps × vectors]
-template <class Number, Start start, int rows, int vectors>
+// out[rows × vectors] (+)= left[rows × steps] · right[steps × vectors]
+template <class Number, To to, int rows, int vectors>
 void multiply_group(Left<Number> left, Right<Number> right, std::int64_t steps, Out<Number> out,
                     const Number* rescale) {
     using V = Vec<Number>;
     V sums[rows][vectors];
     for (int r = 0; r < rows; ++r) {
-        for (int n = 0; n < vectors; ++n) {
-            const Number* from = out.data + r * out.row_stride + n * V::lanes;
-            if constexpr (start == Start::zero) sums[r][n] = V::zero();
-            if constexpr (start == Start::add) sums[r][n] = V::load(from);
-            if constexpr (start == Start::rescale) sums[r][n] = V::load(from) * V::broadcast(rescale[r]);
-        }
+        for (int n = 0; n < vectors; ++n) sums[r][n] = V::zero();
     }
     for (std::int64_t step = 0; step < steps; ++step) {
         V columns[vectors];
@@ -104,34 +101,58 @@ void multiply_group(Left<Number> left, Right<Number> right, std::int64_t steps, 
         }
     }
     for (int r = 0; r < rows; ++r) {
-        for (int n = 0; n < vectors; ++n) sums[r][n].store(out.data + r * out.row_stride + n * V::lanes);
+        for (int n = 0; n < vectors; ++n) {
+            Number* at = out.data + r * out.row_stride + n * V::lanes;
+            V sum = sums[r][n];
+            if constexpr (to == To::add) sum = V::load(at) + sum;
+            if constexpr (to == To::rescale) sum = fma(V::load(at), V::broadcast(rescale[r]), sum);
+            sum.store(at);
+        }
     }
 }
 
 template <class Number>
 using Multiply = void (*)(Left<Number>, Right<Number>, std::int64_t, Out<Number>, const Number*);
 
-template <class Number, Start start, int... sizes>
+template <class Number, To to, int... sizes>
 constexpr std::array<Multiply<Number>, sizeof...(sizes)> multiply_table(std::integer_sequence<int, sizes...>) {
-    return {multiply_group<Number, start, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
+    return {multiply_group<Number, to, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
 }
 
-template <Start start, class Number>
-void multiply(std::int64_t rows, std::int64_t vectors, std::int64_t steps, Left<Number> left, Right<Number> right,
+// Left and right begin with step 0; only those in `steps` are done.
+template <To to, class Number>
+void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<Number> left, Right<Number> right,
               Out<Number> out, const Number* rescale = nullptr) {
     static constexpr auto table =
-        multiply_table<Number, start>(std::make_integer_sequence<int, group_rows * group_vectors>());
+        multiply_table<Number, to>(std::make_integer_sequence<int, group_rows * group_vectors>());
     constexpr std::int64_t lanes = Vec<Number>::lanes;
+    const std::int64_t end = std::min(steps.end, (steps.begin / steps_in_a_sum + 1) * steps_in_a_sum);
     for (std::int64_t n = 0; n < vectors; n += group_vectors) {
+        const std::int64_t columns = std::min<std::int64_t>(vectors - n, group_vectors);
         for (std::int64_t r = 0; r < rows; r += group_rows) {
-            const auto size = std::min<std::int64_t>(rows - r, group_rows) * group_vectors - group_vectors +
-                              std::min<std::int64_t>(vectors - n, group_vectors) - 1;
-            table[static_cast<std::size_t>(size)]({left.data + r * left.row_stride, left.row_stride, left.step_stride},
-                                                  {right.data + n * lanes, right.step_stride}, steps,
-                                                  {out.data + r * out.row_stride + n * lanes, out.row_stride},
-                                                  rescale + r);
+            const std::int64_t size = (std::min<std::int64_t>(rows - r, group_rows) - 1) * group_vectors + columns - 1;
+            table[static_cast<std::size_t>(size)](
+                {left.data + r * left.row_stride + steps.begin * left.step_stride, left.row_stride, left.step_stride},
+                {right.data + n * lanes + steps.begin * right.step_stride, right.step_stride}, end - steps.begin,
+                {out.data + r * out.row_stride + n * lanes, out.row_stride}, rescale + r);
         }
     }
+    if (end < steps.end) multiply<To::add>(rows, vectors, {end, steps.end}, left, right, out);
+}
+
+// a · b, summed as in a product
+template <class Number>
+Number dot(const Number* a, const Number* b, std::int64_t steps) {
+    using V = Vec<Number>;
+    V total = V::zero();
+    for (std::int64_t begin = 0; begin < steps; begin += steps_in_a_sum) {
+        V sum = V::zero();
+        for (std::int64_t i = begin; i < std::min(begin + steps_in_a_sum, steps); ++i) {
+            sum = fma(V::broadcast(a[i]), V::broadcast(b[i]), sum);
+        }
+        total = total + sum;
+    }
+    return first_lane(total);
 }
 
 // ---- rows and keys ----
@@ -355,6 +376,21 @@ class Scores {
     Number scale_, scale_log2_, cap_;
     std::uint32_t drop_below_;
     Number kept_;
+};
+
+// A row's log-sum-exp in units of log 2, in two parts, so that it is exact to the bits that were saved.
+template <class Number>
+struct Lse {
+    Number high, low;
+
+    explicit Lse(Number saved) {  // -inf: nothing is seen, and every score is -inf too
+        const double log2 = saved == -infinity<Number> ? 0 : saved / ln_2;
+        high = static_cast<Number>(log2);
+        low = static_cast<Number>(log2 - high);
+    }
+    Vec<Number> weight(Vec<Number> score) const {
+        return exp2((score - Vec<Number>::broadcast(high)) - Vec<Number>::broadcast(low));
+    }
 };
 
 // p where it is not exactly zero, else zero: what a hidden key's memory holds must not matter.
