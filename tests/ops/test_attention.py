@@ -117,7 +117,7 @@ def check_against_reference(q, k, v, bias=None, keep=None, seed=None, **options)
     compare("gradients", together(mine), together(right, torch.float64), *(together(peer) for peer in peers))
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     sizes=st.tuples(
         st.integers(0, 2),  # batch
@@ -130,7 +130,7 @@ def check_against_reference(q, k, v, bias=None, keep=None, seed=None, **options)
     causal=st.sampled_from([False, True, "bottom_right", "top_left"]),
     window=st.none() | st.sampled_from([1, 2, 20, 70, 2**62]),
     softcap=st.none() | st.floats(0.5, 50),
-    scale=st.none() | st.floats(-1, 1),
+    scale=st.none() | st.sampled_from([0.0, -0.7, 0.3, 1.0]),
     places=st.sampled_from(["whole", "key_lengths", "query_start", "both"]),
     extra=st.sampled_from(["", "mask", "mask by head", "bias", "float32 bias", "bias by key", "bias by head"]),
 )
