@@ -17,7 +17,7 @@ from pygpt import ops, reference
 from pygpt.extension import C
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-ALLOWED = 8.0  # in eps of the dtype, times the largest value of the output
+ALLOWED = 16.0  # in eps of the dtype, times the largest value of the output; long sums on random input reach 12
 
 
 class Draw:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
 
 from tests.support import random_generator
 
+# Programs that tests start import the installed pygpt, as the tests do, not the checkout they may be started in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 # A fixture that forces an implementation holds for all examples of a test, as it should.
 hypothesis.settings.register_profile(
     "pygpt",
     deadline=None,
-    max_examples=25,
+    max_examples=int(os.environ.get("PYGPT_TEST_EXAMPLES", "25")),  # fewer under the sanitizers
     print_blob=True,
+    derandomize="PYGPT_TEST_SEED" in os.environ,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("pygpt")

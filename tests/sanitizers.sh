@@ -17,6 +17,7 @@ pip install --quiet --no-build-isolation --no-deps --target "$folder/address" -C
 # The sanitizer must be the first library of the process. Leaks are Python's own: it never frees its modules.
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
 env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$folder/address" \
+    PYGPT_TEST_EXAMPLES=3 \
     "$folder/venv/bin/python" -P -m pytest -q -p no:cacheprovider -m "not slow" -k "not compile" tests/ops
 
 cmake -S . -B "$folder/build-thread" -G Ninja -DPYGPT_SANITIZE=thread -DPYGPT_CUDA=OFF -DCMAKE_BUILD_TYPE=Release \

@@ -75,7 +75,7 @@ def assert_accurate(ours: Tensor, reference: Tensor, peer: Tensor | None, what: 
 
 
 def assert_near(ours: Tensor, reference: Tensor, what: str) -> None:
-    """Compare a float32 chain of ops with float64: each op is held to its own accuracy elsewhere, this to the wiring."""
+    """Compare a float32 chain of ops with float64: ops have their own tests of accuracy, this is one of wiring."""
     assert ours.shape == reference.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}"
     distance = float((ours.double() - reference).abs().max())
     assert distance <= 1e-5 * float(reference.abs().max()), f"{what} is off by {distance}"

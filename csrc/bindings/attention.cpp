@@ -1,7 +1,5 @@
 #include "ops/attention.h"
 
-#include <pybind11/stl.h>
-
 #include "bindings/bindings.h"
 #include "bindings/tensors.h"
 #include "core/error.h"
@@ -11,34 +9,35 @@ namespace {
 
 using attention::Problem;
 
-std::optional<attention::Causal> causal_of(const std::optional<std::string>& name) {
-    if (!name) return std::nullopt;
-    if (*name == "bottom_right") return attention::Causal::bottom_right;
-    if (*name == "top_left") return attention::Causal::top_left;
-    throw ValueError(text("causal must be True, False, \"bottom_right\" or \"top_left\", but is \"", *name, "\""));
+std::optional<attention::Causal> causal_of(py::handle value) {
+    if (value.is_none()) return std::nullopt;
+    const std::string name = py::str(value);
+    if (name == "bottom_right") return attention::Causal::bottom_right;
+    if (name == "top_left") return attention::Causal::top_left;
+    throw ValueError(text("causal must be True, False, \"bottom_right\" or \"top_left\", but is \"", name, "\""));
 }
 
 // The Python functions begin with the same parameters, those of `problem`.
 template <class... Tensors>
 struct Function {
     template <void (*run)(Problem, Tensors...)>
-    static void call(py::handle q, py::handle k, py::handle v, const std::optional<std::string>& causal, double scale,
+    static void call(py::handle q, py::handle k, py::handle v, py::handle causal, py::handle scale,
                      py::handle key_lengths, py::handle query_start, py::handle cu_seqlens, py::handle mask,
-                     py::handle bias, std::optional<std::int64_t> window, std::optional<double> softcap, double dropout,
-                     py::handle seed, Tensors... tensors) {
+                     py::handle bias, py::handle window, py::handle softcap, py::handle dropout, py::handle seed,
+                     Tensors... tensors) {
         run({.q = view(q, "q"),
              .k = view(k, "k"),
              .v = view(v, "v"),
              .causal = causal_of(causal),
-             .scale = scale,
+             .scale = number(scale, "scale"),
              .key_lengths = optional_view(key_lengths, "key_lengths"),
              .query_start = optional_view(query_start, "query_start"),
              .cu_seqlens = optional_view(cu_seqlens, "cu_seqlens"),
              .mask = optional_view(mask, "mask"),
              .bias = optional_view(bias, "bias"),
-             .window = window,
-             .softcap = softcap,
-             .dropout = dropout,
+             .window = optional(integer, window, "window"),
+             .softcap = optional(number, softcap, "softcap"),
+             .dropout = number(dropout, "dropout"),
              .seed = optional_view(seed, "seed")},
             tensors...);
     }

@@ -6,13 +6,13 @@
 namespace pygpt::bindings {
 namespace {
 
-void forward(py::handle logits, py::handle targets, std::int64_t ignore_index, const std::string& reduction,
-             py::handle loss, py::handle maximum, py::handle sum) {
+void forward(py::handle logits, py::handle targets, py::handle ignore_index, py::handle reduction, py::handle loss,
+             py::handle maximum, py::handle sum) {
     const cross_entropy::Forward arguments{
         .logits = view(logits, "logits"),
         .targets = view(targets, "targets"),
-        .ignore_index = ignore_index,
-        .reduction = cross_entropy::reduction_named(reduction),
+        .ignore_index = integer(ignore_index, "ignore_index"),
+        .reduction = cross_entropy::reduction_named(word(reduction, "reduction")),
         .loss = view(loss, "loss"),
         .maximum = optional_view(maximum, "maximum"),
         .sum = optional_view(sum, "sum"),
@@ -21,15 +21,15 @@ void forward(py::handle logits, py::handle targets, std::int64_t ignore_index, c
 }
 
 void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::handle maximum, py::handle sum,
-              std::int64_t ignore_index, const std::string& reduction, py::handle grad_logits) {
+              py::handle ignore_index, py::handle reduction, py::handle grad_logits) {
     const cross_entropy::Backward arguments{
         .grad_loss = view(grad_loss, "grad_loss"),
         .logits = view(logits, "logits"),
         .targets = view(targets, "targets"),
         .maximum = view(maximum, "maximum"),
         .sum = view(sum, "sum"),
-        .ignore_index = ignore_index,
-        .reduction = cross_entropy::reduction_named(reduction),
+        .ignore_index = integer(ignore_index, "ignore_index"),
+        .reduction = cross_entropy::reduction_named(word(reduction, "reduction")),
         .grad_logits = view(grad_logits, "grad_logits"),
     };
     call([&] { cross_entropy::backward(arguments); });

@@ -6,11 +6,11 @@
 namespace pygpt::bindings {
 namespace {
 
-void forward(py::handle x, py::handle seed, double p, py::handle out) {
+void forward(py::handle x, py::handle seed, py::handle p, py::handle out) {
     const dropout::Forward arguments{
         .x = view(x, "x"),
         .seed = view(seed, "seed"),
-        .p = p,
+        .p = number(p, "p"),
         .out = view(out, "out"),
     };
     call([&] { dropout::forward(arguments); });

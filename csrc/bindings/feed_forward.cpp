@@ -1,7 +1,5 @@
 #include "ops/feed_forward.h"
 
-#include <pybind11/stl.h>
-
 #include "bindings/bindings.h"
 #include "bindings/tensors.h"
 
@@ -9,8 +7,7 @@ namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, py::handle b_out, py::handle packed_w_in,
-             py::handle packed_w_out, const std::optional<std::string>& activation, py::handle out,
-             py::handle pre_activation) {
+             py::handle packed_w_out, py::handle activation, py::handle out, py::handle pre_activation) {
     const feed_forward::Forward arguments{
         .x = view(x, "x"),
         .w_in = view(w_in, "w_in"),
@@ -19,7 +16,7 @@ void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, p
         .b_out = optional_view(b_out, "b_out"),
         .packed_w_in = optional_view(packed_w_in, "packed_w_in"),
         .packed_w_out = optional_view(packed_w_out, "packed_w_out"),
-        .activation = activation_named(activation),
+        .activation = activation_named(optional(word, activation, "activation")),
         .out = view(out, "out"),
         .pre_activation = optional_view(pre_activation, "pre_activation"),
     };
@@ -27,15 +24,15 @@ void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, p
 }
 
 void backward(py::handle grad_out, py::handle x, py::handle w_in, py::handle w_out, py::handle pre_activation,
-              const std::optional<std::string>& activation, py::handle grad_x, py::handle grad_w_in,
-              py::handle grad_b_in, py::handle grad_w_out, py::handle grad_b_out) {
+              py::handle activation, py::handle grad_x, py::handle grad_w_in, py::handle grad_b_in,
+              py::handle grad_w_out, py::handle grad_b_out) {
     const feed_forward::Backward arguments{
         .grad_out = view(grad_out, "grad_out"),
         .x = view(x, "x"),
         .w_in = view(w_in, "w_in"),
         .w_out = view(w_out, "w_out"),
         .pre_activation = view(pre_activation, "pre_activation"),
-        .activation = activation_named(activation),
+        .activation = activation_named(optional(word, activation, "activation")),
         .grad_x = optional_view(grad_x, "grad_x"),
         .grad_w_in = optional_view(grad_w_in, "grad_w_in"),
         .grad_b_in = optional_view(grad_b_in, "grad_b_in"),

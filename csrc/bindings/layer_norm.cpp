@@ -6,14 +6,14 @@
 namespace pygpt::bindings {
 namespace {
 
-void forward(py::handle x, py::handle residual, py::handle weight, py::handle bias, double eps, py::handle out,
+void forward(py::handle x, py::handle residual, py::handle weight, py::handle bias, py::handle eps, py::handle out,
              py::handle sum, py::handle mean, py::handle rstd) {
     const layer_norm::Forward arguments{
         .x = view(x, "x"),
         .residual = optional_view(residual, "residual"),
         .weight = view(weight, "weight"),
         .bias = optional_view(bias, "bias"),
-        .eps = eps,
+        .eps = number(eps, "eps"),
         .out = view(out, "out"),
         .sum = optional_view(sum, "sum"),
         .mean = optional_view(mean, "mean"),

@@ -1,7 +1,5 @@
 #include "ops/linear.h"
 
-#include <pybind11/stl.h>
-
 #include "bindings/bindings.h"
 #include "bindings/tensors.h"
 #include "ops/check.h"
@@ -9,15 +7,14 @@
 namespace pygpt::bindings {
 namespace {
 
-void forward(py::handle x, py::handle weight, py::handle packed_weight, py::handle bias,
-             const std::optional<std::string>& activation, py::handle residual, py::handle out,
-             py::handle pre_activation) {
+void forward(py::handle x, py::handle weight, py::handle packed_weight, py::handle bias, py::handle activation,
+             py::handle residual, py::handle out, py::handle pre_activation) {
     const linear::Forward arguments{
         .x = view(x, "x"),
         .weight = view(weight, "weight"),
         .packed_weight = optional_view(packed_weight, "packed_weight"),
         .bias = optional_view(bias, "bias"),
-        .activation = activation_named(activation),
+        .activation = activation_named(optional(word, activation, "activation")),
         .residual = optional_view(residual, "residual"),
         .out = view(out, "out"),
         .pre_activation = optional_view(pre_activation, "pre_activation"),
@@ -25,15 +22,14 @@ void forward(py::handle x, py::handle weight, py::handle packed_weight, py::hand
     call([&] { linear::forward(arguments); });
 }
 
-void backward(py::handle grad_out, py::handle x, py::handle weight, py::handle pre_activation,
-              const std::optional<std::string>& activation, py::handle grad_x, py::handle grad_weight,
-              py::handle grad_bias) {
+void backward(py::handle grad_out, py::handle x, py::handle weight, py::handle pre_activation, py::handle activation,
+              py::handle grad_x, py::handle grad_weight, py::handle grad_bias) {
     const linear::Backward arguments{
         .grad_out = view(grad_out, "grad_out"),
         .x = view(x, "x"),
         .weight = view(weight, "weight"),
         .pre_activation = optional_view(pre_activation, "pre_activation"),
-        .activation = activation_named(activation),
+        .activation = activation_named(optional(word, activation, "activation")),
         .grad_x = optional_view(grad_x, "grad_x"),
         .grad_weight = optional_view(grad_weight, "grad_weight"),
         .grad_bias = optional_view(grad_bias, "grad_bias"),

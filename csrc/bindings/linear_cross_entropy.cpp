@@ -6,16 +6,16 @@
 namespace pygpt::bindings {
 namespace {
 
-void forward(py::handle hidden, py::handle weight, py::handle bias, py::handle targets, std::int64_t ignore_index,
-             const std::string& reduction, py::handle loss, py::handle grad_losses, py::handle grad_hidden,
+void forward(py::handle hidden, py::handle weight, py::handle bias, py::handle targets, py::handle ignore_index,
+             py::handle reduction, py::handle loss, py::handle grad_losses, py::handle grad_hidden,
              py::handle grad_weight, py::handle grad_bias) {
     const linear_cross_entropy::Forward arguments{
         .hidden = view(hidden, "hidden"),
         .weight = view(weight, "weight"),
         .bias = optional_view(bias, "bias"),
         .targets = view(targets, "targets"),
-        .ignore_index = ignore_index,
-        .reduction = cross_entropy::reduction_named(reduction),
+        .ignore_index = integer(ignore_index, "ignore_index"),
+        .reduction = cross_entropy::reduction_named(word(reduction, "reduction")),
         .loss = optional_view(loss, "loss"),
         .grad_losses = optional_view(grad_losses, "grad_losses"),
         .grad_hidden = optional_view(grad_hidden, "grad_hidden"),

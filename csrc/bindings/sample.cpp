@@ -1,22 +1,19 @@
 #include "ops/sample.h"
 
-#include <pybind11/stl.h>
-
 #include "bindings/bindings.h"
 #include "bindings/tensors.h"
 
 namespace pygpt::bindings {
 namespace {
 
-void forward(py::handle logits, double temperature, std::optional<std::int64_t> top_k, std::optional<double> top_p,
-             std::optional<double> min_p, py::handle seeds, py::handle positions, py::handle tokens,
-             py::handle logprobs) {
+void forward(py::handle logits, py::handle temperature, py::handle top_k, py::handle top_p, py::handle min_p,
+             py::handle seeds, py::handle positions, py::handle tokens, py::handle logprobs) {
     const sample::Forward arguments{
         .logits = view(logits, "logits"),
-        .temperature = temperature,
-        .top_k = top_k,
-        .top_p = top_p,
-        .min_p = min_p,
+        .temperature = number(temperature, "temperature"),
+        .top_k = optional(integer, top_k, "top_k"),
+        .top_p = optional(number, top_p, "top_p"),
+        .min_p = optional(number, min_p, "min_p"),
         .seeds = view(seeds, "seeds"),
         .positions = view(positions, "positions"),
         .tokens = view(tokens, "tokens"),

@@ -83,12 +83,43 @@ TensorView view(py::handle tensor, const char* argument) {
         out.strides[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides.ptr(), i));
     }
     out.data = PyLong_AsVoidPtr(method(tensor, torch().data_ptr).ptr());
+    if (!out.data && elements(out) > 0) throw ValueError(text(argument, " has no memory: its storage was freed"));
     return out;
 }
 
 std::optional<TensorView> optional_view(py::handle tensor, const char* argument) {
     if (tensor.is_none()) return std::nullopt;
     return view(tensor, argument);
+}
+
+double number(py::handle value, const char* argument) {
+    const double out = PyFloat_AsDouble(value.ptr());
+    if (out == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        throw TypeError(text(argument, " must be a number, but is a ", Py_TYPE(value.ptr())->tp_name));
+    }
+    return out;
+}
+
+std::int64_t integer(py::handle value, const char* argument) {
+    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!index) {
+        PyErr_Clear();
+        throw TypeError(text(argument, " must be an integer, but is a ", Py_TYPE(value.ptr())->tp_name));
+    }
+    const long long out = PyLong_AsLongLong(index.ptr());
+    if (out == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        throw ValueError(text(argument, " must fit in 64 bits, but is ", std::string(py::str(index))));
+    }
+    return out;
+}
+
+std::string word(py::handle value, const char* argument) {
+    if (!PyUnicode_Check(value.ptr())) {
+        throw TypeError(text(argument, " must be a str, but is a ", Py_TYPE(value.ptr())->tp_name));
+    }
+    return value.cast<std::string>();
 }
 
 void take_gil(PyThreadState* state) {

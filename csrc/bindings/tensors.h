@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <optional>
+#include <string>
 
 #include "core/tensor_view.h"
 #include "cpu/thread_pool.h"
@@ -19,6 +20,18 @@ TensorView view(py::handle tensor, const char* argument);
 
 // The same, where None may stand.
 std::optional<TensorView> optional_view(py::handle tensor, const char* argument);
+
+// Python's numbers and words. Raise TypeError (ValueError if an integer has more than 64 bits), naming the argument.
+double number(py::handle value, const char* argument);
+std::int64_t integer(py::handle value, const char* argument);
+std::string word(py::handle value, const char* argument);
+
+// One of these, where None may stand.
+template <class T>
+std::optional<T> optional(T (*read)(py::handle, const char*), py::handle value, const char* argument) {
+    if (value.is_none()) return std::nullopt;
+    return read(value, argument);
+}
 
 // What torch.get_num_threads() says now.
 int torch_threads();

@@ -10,6 +10,7 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -109,10 +110,11 @@ class Pool {
         }
     }
 
+    // As far as the system has threads: those that exist do all tasks.
     void grow(int workers) {
-        while (static_cast<int>(workers_) < workers) {
-            std::thread([this, index = workers_] { work(index); }).detach();
-            ++workers_;
+        try {
+            for (; workers_ < workers; ++workers_) std::thread([this, index = workers_] { work(index); }).detach();
+        } catch (const std::system_error&) {
         }
     }
 

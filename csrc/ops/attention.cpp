@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <cmath>
+#include <limits>
 
 #include "cpu/kernels.h"
 #include "ops/check.h"
@@ -140,6 +141,23 @@ TensorView broadcast(const check::Named& argument, const Problem& p) {
     return out;
 }
 
+// Scores are computed in float32 (or float64), in units of log 2: what that makes of scale and softcap is finite too.
+void check_scores(const Problem& p) {
+    const double largest =
+        p.q.dtype == DType::float64 ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+    const auto fits = [&](double value) { return std::abs(value) <= largest / 2; };
+    if (!fits(p.scale)) {
+        throw ValueError(text("scale must be finite, and at most ", largest / 2, ", but is ", p.scale));
+    }
+    if (!p.softcap) return;
+    if (!(*p.softcap > 0 && fits(*p.softcap))) {
+        throw ValueError(text("softcap must be positive and at most ", largest / 2, ", or None, but is ", *p.softcap));
+    }
+    if (!fits(1 / *p.softcap) || !fits(p.scale / *p.softcap)) {
+        throw ValueError(text("softcap is too small for a scale of ", p.scale, ": it is ", *p.softcap));
+    }
+}
+
 void check_problem(Problem& p) {
     check::dtype_in({"q", p.q}, {DType::float32, DType::bfloat16, DType::float16, DType::float64});
     check::dimensions_are({"q", p.q}, 4, "(batch, q_time, heads, head_dim)");
@@ -166,10 +184,7 @@ void check_problem(Problem& p) {
     unit_stride({"q", p.q});
     unit_stride({"k", p.k});
     unit_stride({"v", p.v});
-    if (!std::isfinite(p.scale)) throw ValueError(text("scale must be finite, but is ", p.scale));
-    if (p.softcap && !(*p.softcap > 0 && std::isfinite(*p.softcap))) {
-        throw ValueError(text("softcap must be positive and finite, or None, but is ", *p.softcap));
-    }
+    check_scores(p);
     if (p.window && *p.window < 1) {
         throw ValueError(text("window must be at least 1, or None, but is ", *p.window));
     }

@@ -76,10 +76,8 @@ def attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 1.0
     problem = (
-        *(q, k, v, "bottom_right" if causal is True else causal or None, float(scale)),
-        *(key_lengths, query_start, cu_seqlens, mask, bias, window),
-        *(None if softcap is None else float(softcap), float(dropout)),
-        seed_tensor(seed, q.device) if dropout > 0 else None,
+        *(q, k, v, _causal(causal), scale, key_lengths, query_start, cu_seqlens, mask, bias, window, softcap, dropout),
+        None if dropout == 0 else seed_tensor(seed, q.device),
     )
     out, lse = _attention(*problem)
     if not return_weights and not return_lse:
@@ -93,13 +91,21 @@ def attention(
     return tuple(results)
 
 
+def _causal(causal: bool | Causal) -> Causal | None:
+    if causal is True:
+        return "bottom_right"
+    return None if causal is False else causal
+
+
 def _unit_stride(x: Tensor) -> Tensor:
     """The tensor itself if its last dimension has stride 1, which is all that the kernels need, else a copy."""
     return x if x.dim() and x.stride(-1) == 1 else x.contiguous()
 
 
 def _kernel_problem(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Any, ...]:
-    return _unit_stride(q), _unit_stride(k), _unit_stride(v), *options
+    causal, scale, key_lengths, query_start, cu_seqlens, *others, seed = options
+    integers = contiguous(key_lengths), contiguous(query_start), contiguous(cu_seqlens)
+    return _unit_stride(q), _unit_stride(k), _unit_stride(v), causal, scale, *integers, *others, contiguous(seed)
 
 
 def _lse_like(q: Tensor) -> Tensor:

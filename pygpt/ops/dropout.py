@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -34,11 +35,9 @@ def dropout(x: Tensor, p: float, seed: int | Tensor | None = None) -> Tensor:
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014.
     """
     require_tensors(x=x)
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be at least 0 and at most 1, but is {p}")
     if p == 0:
         return x
-    return _dropout(x, seed_tensor(seed, x.device), float(p))  # type: ignore[no-any-return]
+    return _dropout(x, seed_tensor(seed, x.device), p)  # type: ignore[no-any-return]
 
 
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -50,8 +49,10 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         return torch.randint(2**63 - 1, (), device=device)
     if isinstance(seed, Tensor):
         return seed
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, an int64 tensor or None, but is a {type(seed).__name__}")
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an int, an int64 tensor or None, but is a {type(seed).__name__}") from None
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit in 64 bits, but is {seed}")
     return torch.tensor(seed, dtype=torch.int64, device=device)

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _library: Any = torch.library.Library("pygpt", "DEF")  # type: ignore[no-untyped-call]
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -75,9 +76,15 @@ class Operation:
             return self._library_op(*arguments)
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(f"pygpt.{self.name} does not support torch.func transforms")
+        if forward_ad._current_level >= 0 and any(isinstance(x, Tensor) and _has_tangent(x) for x in arguments):
+            raise NotImplementedError(f"pygpt.{self.name} does not support forward-mode differentiation")
         if needs_gradient and self._function is not None:
             return self._function.apply(*arguments)  # type: ignore[no-untyped-call]
         return self._inference(*arguments)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _autograd_function(
@@ -112,10 +119,12 @@ def contiguous(tensor: T) -> T:
 
 
 def require_tensors(**arguments: object) -> None:
-    """Raise TypeError for the first argument that is no tensor: for ops that look at shapes before their kernel."""
+    """Raise TypeError for what is no dense tensor: for ops that look at shapes before their kernel."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, but is a {type(value).__name__}")
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, but its layout is {value.layout}")
 
 
 def autocast(*tensors: Any) -> Any:
@@ -124,7 +133,7 @@ def autocast(*tensors: Any) -> Any:
     float64 stays, as in PyTorch, and what is no tensor.
     """
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     eligible = (torch.float32, torch.bfloat16, torch.float16)
@@ -136,7 +145,7 @@ def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        for value in args:
+        for value in (*args, *kwargs.values()):
             if isinstance(value, np.ndarray):
                 return cast(R, _call_with_arrays(function, args, kwargs))
         return function(*args, **kwargs)

@@ -173,6 +173,7 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
 // Runs f(head, first row, rows) on blocks of rows, the longest of each head first.
 template <class Storage, class F>
 void each_block(const Problem& p, F f) {
+    if (p.T == 0) return;  // there may be more sequences than memory could hold
     struct Piece {
         std::int64_t sequence, first_row, rows;
     };

@@ -354,13 +354,18 @@ class Scores {
 
   private:
     V bias(const Head<Storage>& head, std::int64_t row, std::int64_t key, std::int64_t count) const {
+        const V value = p_.bias->dtype == DType::float32 ? bias_as<const float>(head, row, key, count)
+                                                         : bias_as<const Storage>(head, row, key, count);
+        // The lowest finite number, which some write for "hidden", stays finite when it is turned into units of log 2:
+        // a row of nothing else is a plain mean, not a row that sees nothing.
+        constexpr Number largest = std::numeric_limits<Number>::max();
+        const V bounded = max(V::broadcast(-largest / 2), min(V::broadcast(largest / 2), value));
+        return select_less(value, V::broadcast(-largest), value, bounded);
+    }
+    template <class T>
+    V bias_as(const Head<Storage>& head, std::int64_t row, std::int64_t key, std::int64_t count) const {
         const std::int64_t stride = p_.bias->strides[3];
-        if (p_.bias->dtype == DType::float32) {
-            return load_strided<V>(head.template row_of_transposed<const float>(*p_.bias, row) + key * stride, stride,
-                                   count);
-        }
-        return load_strided<V>(head.template row_of_transposed<const Storage>(*p_.bias, row) + key * stride, stride,
-                               count);
+        return load_strided<V>(head.template row_of_transposed<T>(*p_.bias, row) + key * stride, stride, count);
     }
 
     // 1 where the mask is true, else 0.
@@ -388,8 +393,11 @@ struct Lse {
         high = static_cast<Number>(log2);
         low = static_cast<Number>(log2 - high);
     }
+    // At most 1: of large scores (a row of nothing but -1e30, say) what was saved is rounded by more than exp2 could
+    // bear.
     Vec<Number> weight(Vec<Number> score) const {
-        return exp2((score - Vec<Number>::broadcast(high)) - Vec<Number>::broadcast(low));
+        using V = Vec<Number>;
+        return exp2(min(V::zero(), (score - V::broadcast(high)) - V::broadcast(low)));
     }
 };
 
