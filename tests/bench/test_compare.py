@@ -105,7 +105,8 @@ def test_the_report_in_all_its_forms(
     ("words", "complaint"),
     [
         (["--only", "atention"], "--only must be one of"),
-        (["--threads", "0"], "--threads must be at least 1, but is 0"),
+        (["--threads", "0"], "--threads must be from 1 to 1024, but is 0"),
+        (["--threads", "1000000"], "--threads must be from 1 to 1024, but is 1000000"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),
         (["--device", "tpu"], "invalid choice"),
     ],
