@@ -117,7 +117,8 @@ def check_against_reference(q, k, v, bias=None, keep=None, seed=None, **options)
 
     def together(results, dtype=q.dtype):
         scaled = [x / size for x, size in zip(results[2:], sizes, strict=True)]
-        return torch.cat([x.flatten().to(dtype) for x in (grad, *scaled)])
+        terms = grad * q.shape[-1] ** 0.5  # of the size of grad_out · v, whose differences the gradients are made of
+        return torch.cat([x.flatten().to(dtype) for x in (terms, *scaled)])
 
     compare("gradients", together(mine), together(right, torch.float64), *(together(peer) for peer in peers))
 
