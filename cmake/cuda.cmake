@@ -74,6 +74,12 @@ function(pygpt_probe_cuda architectures why_not)
   set(${why_not} "${PYGPT_CUDA_COMPLAINT}" PARENT_SCOPE)
 endfunction()
 
+# How nvcc compiles the kernels, on top of the architectures: for CUDA devices and for the emulated one.
+set(PYGPT_NVCC_FLAGS -O3 --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-fvisibility=hidden)
+if(PYGPT_WERROR)
+  list(APPEND PYGPT_NVCC_FLAGS -Werror=all-warnings -Xcompiler=-Werror)
+endif()
+
 if(PYGPT_CUDA STREQUAL "OFF")
   set(PYGPT_CUDA_ABSENT "PYGPT_CUDA is OFF")
 elseif(NOT PYGPT_CUDA MATCHES "^(AUTO|ON)$")

@@ -31,6 +31,8 @@ def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.f
 
 def dtypes_of(implementation: str) -> tuple[torch.dtype, ...]:
     """The dtypes that an implementation computes with."""
+    if implementation.startswith("cuda"):
+        return torch.float32, torch.bfloat16, torch.float16
     if implementation == "cpu_scalar":
         return torch.float32, torch.bfloat16, torch.float64
     return torch.float32, torch.bfloat16

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 #include "core/error.h"
 
 namespace pygpt::bindings {
@@ -12,6 +12,7 @@ namespace {
 void step(const py::list& params, const py::list& grads, const py::list& exp_avgs, const py::list& exp_avg_sqs,
           const py::list& masters, const std::vector<double>& steps, double lr, double beta1, double beta2, double eps,
           double weight_decay, py::handle grad_scale) {
+    Call call;
     const std::size_t count = params.size();
     if (grads.size() != count || exp_avgs.size() != count || exp_avg_sqs.size() != count || masters.size() != count ||
         steps.size() != count) {
@@ -26,20 +27,20 @@ void step(const py::list& params, const py::list& grads, const py::list& exp_avg
         .beta2 = beta2,
         .eps = eps,
         .weight_decay = weight_decay,
-        .grad_scale = optional_view(grad_scale, "grad_scale"),
+        .grad_scale = call.optional_input(grad_scale, "grad_scale"),
     };
     arguments.parameters.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
         arguments.parameters.push_back({
-            .param = view(params[i], "param"),
-            .grad = view(grads[i], "grad"),
-            .exp_avg = view(exp_avgs[i], "exp_avg"),
-            .exp_avg_sq = view(exp_avg_sqs[i], "exp_avg_sq"),
-            .master = optional_view(masters[i], "master"),
+            .param = call.output(params[i], "param"),
+            .grad = call.input(grads[i], "grad"),
+            .exp_avg = call.output(exp_avgs[i], "exp_avg"),
+            .exp_avg_sq = call.output(exp_avg_sqs[i], "exp_avg_sq"),
+            .master = call.optional_output(masters[i], "master"),
             .step = steps[i],
         });
     }
-    call([&] { adamw::step(arguments); });
+    call.run([&] { adamw::step(arguments); });
 }
 
 }  // namespace

@@ -1,19 +1,22 @@
 #include "ops/add.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle x, py::handle y, py::handle out) {
-    const add::Forward arguments{.x = view(x, "x"), .y = view(y, "y"), .out = view(out, "out")};
-    call([&] { add::forward(arguments); });
+    Call call;
+    const add::Forward arguments{.x = call.input(x, "x"), .y = call.input(y, "y"), .out = call.output(out, "out")};
+    call.run([&] { add::forward(arguments); });
 }
 
 void backward(py::handle grad_out, py::handle grad_y) {
-    const add::Backward arguments{.grad_out = view(grad_out, "grad_out"), .grad_y = view(grad_y, "grad_y")};
-    call([&] { add::backward(arguments); });
+    Call call;
+    const add::Backward arguments{.grad_out = call.input(grad_out, "grad_out"),
+                                  .grad_y = call.output(grad_y, "grad_y")};
+    call.run([&] { add::backward(arguments); });
 }
 
 }  // namespace

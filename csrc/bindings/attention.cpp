@@ -1,7 +1,7 @@
 #include "ops/attention.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 #include "core/error.h"
 
 namespace pygpt::bindings {
@@ -20,63 +20,66 @@ std::optional<attention::Causal> causal_of(py::handle value) {
 // The Python functions begin with the same parameters, those of `problem`.
 template <class... Tensors>
 struct Function {
-    template <void (*run)(Problem, Tensors...)>
-    static void call(py::handle q, py::handle k, py::handle v, py::handle causal, py::handle scale,
-                     py::handle key_lengths, py::handle query_start, py::handle cu_seqlens, py::handle mask,
-                     py::handle bias, py::handle window, py::handle softcap, py::handle dropout, py::handle seed,
-                     Tensors... tensors) {
-        run({.q = view(q, "q"),
-             .k = view(k, "k"),
-             .v = view(v, "v"),
+    template <void (*run)(Call&, Problem, Tensors...)>
+    static void from_python(py::handle q, py::handle k, py::handle v, py::handle causal, py::handle scale,
+                            py::handle key_lengths, py::handle query_start, py::handle cu_seqlens, py::handle mask,
+                            py::handle bias, py::handle window, py::handle softcap, py::handle dropout, py::handle seed,
+                            Tensors... tensors) {
+        Call call;
+        run(call,
+            {.q = call.input(q, "q"),
+             .k = call.input(k, "k"),
+             .v = call.input(v, "v"),
              .causal = causal_of(causal),
              .scale = number(scale, "scale"),
-             .key_lengths = optional_view(key_lengths, "key_lengths"),
-             .query_start = optional_view(query_start, "query_start"),
-             .cu_seqlens = optional_view(cu_seqlens, "cu_seqlens"),
-             .mask = optional_view(mask, "mask"),
-             .bias = optional_view(bias, "bias"),
+             .key_lengths = call.optional_input(key_lengths, "key_lengths"),
+             .query_start = call.optional_input(query_start, "query_start"),
+             .cu_seqlens = call.optional_input(cu_seqlens, "cu_seqlens"),
+             .mask = call.optional_input(mask, "mask"),
+             .bias = call.optional_input(bias, "bias"),
              .window = optional(integer, window, "window"),
              .softcap = optional(number, softcap, "softcap"),
              .dropout = number(dropout, "dropout"),
-             .seed = optional_view(seed, "seed")},
+             .seed = call.optional_input(seed, "seed")},
             tensors...);
     }
 };
 
-void forward(Problem problem, py::handle out, py::handle lse) {
-    const attention::Forward arguments{problem, view(out, "out"), view(lse, "lse")};
-    call([&] { attention::forward(arguments); });
+void forward(Call& call, Problem problem, py::handle out, py::handle lse) {
+    const attention::Forward arguments{problem, call.output(out, "out"), call.output(lse, "lse")};
+    call.run([&] { attention::forward(arguments); });
 }
 
-void weights(Problem problem, py::handle lse, py::handle out) {
-    const attention::Weights arguments{problem, view(lse, "lse"), view(out, "weights")};
-    call([&] { attention::weights(arguments); });
+void weights(Call& call, Problem problem, py::handle lse, py::handle out) {
+    const attention::Weights arguments{problem, call.input(lse, "lse"), call.output(out, "weights")};
+    call.run([&] { attention::weights(arguments); });
 }
 
-attention::Gradients gradients(const Problem& problem, py::handle grad_out, py::handle grad_lse, py::handle out,
-                               py::handle lse) {
-    return {problem, view(grad_out, "grad_out"), optional_view(grad_lse, "grad_lse"), view(out, "out"),
-            view(lse, "lse")};
+attention::Gradients gradients(Call& call, const Problem& problem, py::handle grad_out, py::handle grad_lse,
+                               py::handle out, py::handle lse) {
+    return {problem, call.input(grad_out, "grad_out"), call.optional_input(grad_lse, "grad_lse"),
+            call.input(out, "out"), call.input(lse, "lse")};
 }
 
-void backward(Problem problem, py::handle grad_out, py::handle grad_lse, py::handle out, py::handle lse,
+void backward(Call& call, Problem problem, py::handle grad_out, py::handle grad_lse, py::handle out, py::handle lse,
               py::handle grad_q, py::handle grad_k, py::handle grad_v) {
-    const attention::Backward arguments{gradients(problem, grad_out, grad_lse, out, lse), view(grad_q, "grad_q"),
-                                        view(grad_k, "grad_k"), view(grad_v, "grad_v")};
-    call([&] { attention::backward(arguments); });
+    const attention::Backward arguments{gradients(call, problem, grad_out, grad_lse, out, lse),
+                                        call.output(grad_q, "grad_q"), call.output(grad_k, "grad_k"),
+                                        call.output(grad_v, "grad_v")};
+    call.run([&] { attention::backward(arguments); });
 }
 
-void bias_backward(Problem problem, py::handle grad_out, py::handle grad_lse, py::handle out, py::handle lse,
-                   py::handle grad_bias) {
-    const attention::BiasBackward arguments{gradients(problem, grad_out, grad_lse, out, lse),
-                                            view(grad_bias, "grad_bias")};
-    call([&] { attention::bias_backward(arguments); });
+void bias_backward(Call& call, Problem problem, py::handle grad_out, py::handle grad_lse, py::handle out,
+                   py::handle lse, py::handle grad_bias) {
+    const attention::BiasBackward arguments{gradients(call, problem, grad_out, grad_lse, out, lse),
+                                            call.output(grad_bias, "grad_bias")};
+    call.run([&] { attention::bias_backward(arguments); });
 }
 
 // Defines a function of the problem's parameters and those named.
 template <auto run, class... Names, class... Tensors>
-void define(py::module_& module, const char* name, void (*)(Problem, Tensors...), Names... names) {
-    module.def(name, &Function<Tensors...>::template call<run>, py::arg("q"), py::arg("k"), py::arg("v"),
+void define(py::module_& module, const char* name, void (*)(Call&, Problem, Tensors...), Names... names) {
+    module.def(name, &Function<Tensors...>::template from_python<run>, py::arg("q"), py::arg("k"), py::arg("v"),
                py::arg("causal"), py::arg("scale"), py::arg("key_lengths"), py::arg("query_start"),
                py::arg("cu_seqlens"), py::arg("mask"), py::arg("bias"), py::arg("window"), py::arg("softcap"),
                py::arg("dropout"), py::arg("seed"), py::arg(names)...);

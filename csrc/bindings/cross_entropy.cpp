@@ -1,38 +1,40 @@
 #include "ops/cross_entropy.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle logits, py::handle targets, py::handle ignore_index, py::handle reduction, py::handle loss,
              py::handle maximum, py::handle sum) {
+    Call call;
     const cross_entropy::Forward arguments{
-        .logits = view(logits, "logits"),
-        .targets = view(targets, "targets"),
+        .logits = call.input(logits, "logits"),
+        .targets = call.input(targets, "targets"),
         .ignore_index = integer(ignore_index, "ignore_index"),
         .reduction = cross_entropy::reduction_named(word(reduction, "reduction")),
-        .loss = view(loss, "loss"),
-        .maximum = optional_view(maximum, "maximum"),
-        .sum = optional_view(sum, "sum"),
+        .loss = call.output(loss, "loss"),
+        .maximum = call.optional_output(maximum, "maximum"),
+        .sum = call.optional_output(sum, "sum"),
     };
-    call([&] { cross_entropy::forward(arguments); });
+    call.run([&] { cross_entropy::forward(arguments); });
 }
 
 void backward(py::handle grad_loss, py::handle logits, py::handle targets, py::handle maximum, py::handle sum,
               py::handle ignore_index, py::handle reduction, py::handle grad_logits) {
+    Call call;
     const cross_entropy::Backward arguments{
-        .grad_loss = view(grad_loss, "grad_loss"),
-        .logits = view(logits, "logits"),
-        .targets = view(targets, "targets"),
-        .maximum = view(maximum, "maximum"),
-        .sum = view(sum, "sum"),
+        .grad_loss = call.input(grad_loss, "grad_loss"),
+        .logits = call.input(logits, "logits"),
+        .targets = call.input(targets, "targets"),
+        .maximum = call.input(maximum, "maximum"),
+        .sum = call.input(sum, "sum"),
         .ignore_index = integer(ignore_index, "ignore_index"),
         .reduction = cross_entropy::reduction_named(word(reduction, "reduction")),
-        .grad_logits = view(grad_logits, "grad_logits"),
+        .grad_logits = call.output(grad_logits, "grad_logits"),
     };
-    call([&] { cross_entropy::backward(arguments); });
+    call.run([&] { cross_entropy::backward(arguments); });
 }
 
 }  // namespace

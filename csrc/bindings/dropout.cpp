@@ -1,19 +1,20 @@
 #include "ops/dropout.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle x, py::handle seed, py::handle p, py::handle out) {
+    Call call;
     const dropout::Forward arguments{
-        .x = view(x, "x"),
-        .seed = view(seed, "seed"),
+        .x = call.input(x, "x"),
+        .seed = call.input(seed, "seed"),
         .p = number(p, "p"),
-        .out = view(out, "out"),
+        .out = call.output(out, "out"),
     };
-    call([&] { dropout::forward(arguments); });
+    call.run([&] { dropout::forward(arguments); });
 }
 
 }  // namespace

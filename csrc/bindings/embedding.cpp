@@ -1,23 +1,26 @@
 #include "ops/embedding.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle ids, py::handle table, py::handle out) {
-    const embedding::Forward arguments{.ids = view(ids, "ids"), .table = view(table, "table"), .out = view(out, "out")};
-    call([&] { embedding::forward(arguments); });
+    Call call;
+    const embedding::Forward arguments{
+        .ids = call.input(ids, "ids"), .table = call.input(table, "table"), .out = call.output(out, "out")};
+    call.run([&] { embedding::forward(arguments); });
 }
 
 void backward(py::handle grad_out, py::handle ids, py::handle grad_table) {
+    Call call;
     const embedding::Backward arguments{
-        .grad_out = view(grad_out, "grad_out"),
-        .ids = view(ids, "ids"),
-        .grad_table = view(grad_table, "grad_table"),
+        .grad_out = call.input(grad_out, "grad_out"),
+        .ids = call.input(ids, "ids"),
+        .grad_table = call.output(grad_table, "grad_table"),
     };
-    call([&] { embedding::backward(arguments); });
+    call.run([&] { embedding::backward(arguments); });
 }
 
 }  // namespace

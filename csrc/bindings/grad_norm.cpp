@@ -1,16 +1,17 @@
 #include "ops/grad_norm.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(const py::list& tensors, py::handle out) {
-    grad_norm::Forward arguments{.tensors = {}, .out = view(out, "out")};
+    Call call;
+    grad_norm::Forward arguments{.tensors = {}, .out = call.output(out, "out")};
     arguments.tensors.reserve(tensors.size());
-    for (const py::handle tensor : tensors) arguments.tensors.push_back(view(tensor, "tensors"));
-    call([&] { grad_norm::forward(arguments); });
+    for (const py::handle tensor : tensors) arguments.tensors.push_back(call.input(tensor, "tensors"));
+    call.run([&] { grad_norm::forward(arguments); });
 }
 
 }  // namespace

@@ -1,41 +1,43 @@
 #include "ops/layer_norm.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle x, py::handle residual, py::handle weight, py::handle bias, py::handle eps, py::handle out,
              py::handle sum, py::handle mean, py::handle rstd) {
+    Call call;
     const layer_norm::Forward arguments{
-        .x = view(x, "x"),
-        .residual = optional_view(residual, "residual"),
-        .weight = view(weight, "weight"),
-        .bias = optional_view(bias, "bias"),
+        .x = call.input(x, "x"),
+        .residual = call.optional_input(residual, "residual"),
+        .weight = call.input(weight, "weight"),
+        .bias = call.optional_input(bias, "bias"),
         .eps = number(eps, "eps"),
-        .out = view(out, "out"),
-        .sum = optional_view(sum, "sum"),
-        .mean = optional_view(mean, "mean"),
-        .rstd = optional_view(rstd, "rstd"),
+        .out = call.output(out, "out"),
+        .sum = call.optional_output(sum, "sum"),
+        .mean = call.optional_output(mean, "mean"),
+        .rstd = call.optional_output(rstd, "rstd"),
     };
-    call([&] { layer_norm::forward(arguments); });
+    call.run([&] { layer_norm::forward(arguments); });
 }
 
 void backward(py::handle grad_out, py::handle grad_sum, py::handle x, py::handle weight, py::handle mean,
               py::handle rstd, py::handle grad_x, py::handle grad_weight, py::handle grad_bias) {
+    Call call;
     const layer_norm::Backward arguments{
-        .grad_out = view(grad_out, "grad_out"),
-        .grad_sum = optional_view(grad_sum, "grad_sum"),
-        .x = view(x, "x"),
-        .weight = view(weight, "weight"),
-        .mean = view(mean, "mean"),
-        .rstd = view(rstd, "rstd"),
-        .grad_x = view(grad_x, "grad_x"),
-        .grad_weight = optional_view(grad_weight, "grad_weight"),
-        .grad_bias = optional_view(grad_bias, "grad_bias"),
+        .grad_out = call.input(grad_out, "grad_out"),
+        .grad_sum = call.optional_input(grad_sum, "grad_sum"),
+        .x = call.input(x, "x"),
+        .weight = call.input(weight, "weight"),
+        .mean = call.input(mean, "mean"),
+        .rstd = call.input(rstd, "rstd"),
+        .grad_x = call.output(grad_x, "grad_x"),
+        .grad_weight = call.optional_output(grad_weight, "grad_weight"),
+        .grad_bias = call.optional_output(grad_bias, "grad_bias"),
     };
-    call([&] { layer_norm::backward(arguments); });
+    call.run([&] { layer_norm::backward(arguments); });
 }
 
 }  // namespace

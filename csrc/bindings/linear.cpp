@@ -1,7 +1,7 @@
 #include "ops/linear.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 #include "ops/check.h"
 
 namespace pygpt::bindings {
@@ -9,40 +9,43 @@ namespace {
 
 void forward(py::handle x, py::handle weight, py::handle packed_weight, py::handle bias, py::handle activation,
              py::handle residual, py::handle out, py::handle pre_activation) {
+    Call call;
     const linear::Forward arguments{
-        .x = view(x, "x"),
-        .weight = view(weight, "weight"),
-        .packed_weight = optional_view(packed_weight, "packed_weight"),
-        .bias = optional_view(bias, "bias"),
+        .x = call.input(x, "x"),
+        .weight = call.input(weight, "weight"),
+        .packed_weight = call.optional_input(packed_weight, "packed_weight"),
+        .bias = call.optional_input(bias, "bias"),
         .activation = activation_named(optional(word, activation, "activation")),
-        .residual = optional_view(residual, "residual"),
-        .out = view(out, "out"),
-        .pre_activation = optional_view(pre_activation, "pre_activation"),
+        .residual = call.optional_input(residual, "residual"),
+        .out = call.output(out, "out"),
+        .pre_activation = call.optional_output(pre_activation, "pre_activation"),
     };
-    call([&] { linear::forward(arguments); });
+    call.run([&] { linear::forward(arguments); });
 }
 
 void backward(py::handle grad_out, py::handle x, py::handle weight, py::handle pre_activation, py::handle activation,
               py::handle grad_x, py::handle grad_weight, py::handle grad_bias) {
+    Call call;
     const linear::Backward arguments{
-        .grad_out = view(grad_out, "grad_out"),
-        .x = view(x, "x"),
-        .weight = view(weight, "weight"),
-        .pre_activation = optional_view(pre_activation, "pre_activation"),
+        .grad_out = call.input(grad_out, "grad_out"),
+        .x = call.input(x, "x"),
+        .weight = call.input(weight, "weight"),
+        .pre_activation = call.optional_input(pre_activation, "pre_activation"),
         .activation = activation_named(optional(word, activation, "activation")),
-        .grad_x = optional_view(grad_x, "grad_x"),
-        .grad_weight = optional_view(grad_weight, "grad_weight"),
-        .grad_bias = optional_view(grad_bias, "grad_bias"),
+        .grad_x = call.optional_output(grad_x, "grad_x"),
+        .grad_weight = call.optional_output(grad_weight, "grad_weight"),
+        .grad_bias = call.optional_output(grad_bias, "grad_bias"),
     };
-    call([&] { linear::backward(arguments); });
+    call.run([&] { linear::backward(arguments); });
 }
 
 void pack(py::handle weight, py::handle packed_weight) {
+    Call call;
     const linear::Pack arguments{
-        .weight = view(weight, "weight"),
-        .packed_weight = view(packed_weight, "packed_weight"),
+        .weight = call.input(weight, "weight"),
+        .packed_weight = call.output(packed_weight, "packed_weight"),
     };
-    call([&] { linear::pack(arguments); });
+    call.run([&] { linear::pack(arguments); });
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 #include "ops/linear_cross_entropy.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
@@ -9,20 +9,21 @@ namespace {
 void forward(py::handle hidden, py::handle weight, py::handle bias, py::handle targets, py::handle ignore_index,
              py::handle reduction, py::handle loss, py::handle grad_losses, py::handle grad_hidden,
              py::handle grad_weight, py::handle grad_bias) {
+    Call call;
     const linear_cross_entropy::Forward arguments{
-        .hidden = view(hidden, "hidden"),
-        .weight = view(weight, "weight"),
-        .bias = optional_view(bias, "bias"),
-        .targets = view(targets, "targets"),
+        .hidden = call.input(hidden, "hidden"),
+        .weight = call.input(weight, "weight"),
+        .bias = call.optional_input(bias, "bias"),
+        .targets = call.input(targets, "targets"),
         .ignore_index = integer(ignore_index, "ignore_index"),
         .reduction = cross_entropy::reduction_named(word(reduction, "reduction")),
-        .loss = optional_view(loss, "loss"),
-        .grad_losses = optional_view(grad_losses, "grad_losses"),
-        .grad_hidden = optional_view(grad_hidden, "grad_hidden"),
-        .grad_weight = optional_view(grad_weight, "grad_weight"),
-        .grad_bias = optional_view(grad_bias, "grad_bias"),
+        .loss = call.optional_output(loss, "loss"),
+        .grad_losses = call.optional_output(grad_losses, "grad_losses"),
+        .grad_hidden = call.optional_output(grad_hidden, "grad_hidden"),
+        .grad_weight = call.optional_output(grad_weight, "grad_weight"),
+        .grad_bias = call.optional_output(grad_bias, "grad_bias"),
     };
-    call([&] { linear_cross_entropy::forward(arguments); });
+    call.run([&] { linear_cross_entropy::forward(arguments); });
 }
 
 }  // namespace

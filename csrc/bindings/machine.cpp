@@ -4,7 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/build_facts.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 #include "core/error.h"
 #include "cpu/measure.h"
 #if defined(PYGPT_CUDA)
@@ -54,13 +54,13 @@ DType dtype_of(const std::string& dtype) {
 
 double measure_arithmetic(const std::string& isa, const std::string& dtype, double seconds) {
     double out = 0;
-    call([&] { out = cpu::measure_arithmetic(isa, dtype_of(dtype), seconds); });
+    Call().run([&] { out = cpu::measure_arithmetic(isa, dtype_of(dtype), seconds); });
     return out;
 }
 
 double measure_bandwidth(std::int64_t bytes, double seconds) {
     double out = 0;
-    call([&] { out = cpu::measure_bandwidth(bytes, seconds); });
+    Call().run([&] { out = cpu::measure_bandwidth(bytes, seconds); });
     return out;
 }
 

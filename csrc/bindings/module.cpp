@@ -2,22 +2,31 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "bindings/bindings.h"
 #include "bindings/build_facts.h"
 #include "bindings/tensors.h"
 #include "core/error.h"
 #include "ops/implementation.h"
+#if defined(PYGPT_EMULATED)
+#include "options.h"  // of the emulator
+#endif
 
 namespace pygpt::bindings {
 namespace {
 
 // [(op, [(implementation, why it does not run here, or "")])]
 py::list implementations() {
-    const Operands plain{DType::float32, {DeviceType::cpu, 0}};
     py::list out;
     for (const Op* op : Op::all()) {
         py::list entries;
-        for (const Op::Entry& entry : op->entries()) entries.append(py::make_tuple(entry.name, entry.refuses(plain)));
+        for (const Op::Entry& entry : op->entries()) {
+            const bool cuda = build_facts::emulated || std::string_view(entry.name).starts_with("cuda");
+            const Operands plain{DType::float32, {cuda ? DeviceType::cuda : DeviceType::cpu, 0}};
+            entries.append(py::make_tuple(entry.name, entry.refuses(plain)));
+        }
         out.append(py::make_tuple(op->name(), entries));
     }
     return out;
@@ -29,7 +38,10 @@ py::object name_or_none(const char* name) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, module) {
+PYBIND11_MODULE(PYGPT_MODULE, module) {
+#if defined(PYGPT_EMULATED)
+    if (const char* device = std::getenv("PYGPT_EMULATE")) emulator::set_option("arch", device);
+#endif
     py::register_local_exception_translator([](std::exception_ptr error) {
         try {
             if (error) std::rethrow_exception(error);

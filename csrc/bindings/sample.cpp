@@ -1,25 +1,26 @@
 #include "ops/sample.h"
 
 #include "bindings/bindings.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 
 namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle logits, py::handle temperature, py::handle top_k, py::handle top_p, py::handle min_p,
              py::handle seeds, py::handle positions, py::handle tokens, py::handle logprobs) {
+    Call call;
     const sample::Forward arguments{
-        .logits = view(logits, "logits"),
+        .logits = call.input(logits, "logits"),
         .temperature = number(temperature, "temperature"),
         .top_k = optional(integer, top_k, "top_k"),
         .top_p = optional(number, top_p, "top_p"),
         .min_p = optional(number, min_p, "min_p"),
-        .seeds = view(seeds, "seeds"),
-        .positions = view(positions, "positions"),
-        .tokens = view(tokens, "tokens"),
-        .logprobs = view(logprobs, "logprobs"),
+        .seeds = call.input(seeds, "seeds"),
+        .positions = call.input(positions, "positions"),
+        .tokens = call.output(tokens, "tokens"),
+        .logprobs = call.output(logprobs, "logprobs"),
     };
-    call([&] { sample::forward(arguments); });
+    call.run([&] { sample::forward(arguments); });
 }
 
 }  // namespace

@@ -1,9 +1,8 @@
 #include "bindings/tensors.h"
 
-#include <unistd.h>
-
 #include <string>
 
+#include "bindings/build_facts.h"
 #include "core/error.h"
 
 namespace pygpt::bindings {
@@ -14,7 +13,6 @@ namespace {
 struct Torch {
     py::object module = py::module_::import("torch");
     py::object tensor = module.attr("Tensor");
-    py::object get_num_threads = module.attr("get_num_threads");
     std::pair<py::object, DType> dtypes[8] = {
         {module.attr("float32"), DType::float32}, {module.attr("bfloat16"), DType::bfloat16},
         {module.attr("float16"), DType::float16}, {module.attr("float64"), DType::float64},
@@ -55,7 +53,10 @@ DType dtype_of(py::handle tensor, const char* argument) {
 }
 
 Device device_of(py::handle tensor, const char* argument) {
-    if (attribute(tensor, torch().is_cpu).ptr() == Py_True) return {DeviceType::cpu, 0};
+    // On the emulated device, device memory is host memory.
+    if (attribute(tensor, torch().is_cpu).ptr() == Py_True) {
+        return {build_facts::emulated ? DeviceType::cuda : DeviceType::cpu, 0};
+    }
     const py::object device = attribute(tensor, torch().device);
     const std::string type = py::str(device.attr("type"));
     if (type == "cuda") return {DeviceType::cuda, device.attr("index").cast<int>()};
@@ -87,11 +88,6 @@ TensorView view(py::handle tensor, const char* argument) {
     return out;
 }
 
-std::optional<TensorView> optional_view(py::handle tensor, const char* argument) {
-    if (tensor.is_none()) return std::nullopt;
-    return view(tensor, argument);
-}
-
 double number(py::handle value, const char* argument) {
     const double out = PyFloat_AsDouble(value.ptr());
     if (out == -1 && PyErr_Occurred()) {
@@ -120,23 +116,6 @@ std::string word(py::handle value, const char* argument) {
         throw TypeError(text(argument, " must be a str, but is a ", Py_TYPE(value.ptr())->tp_name));
     }
     return value.cast<std::string>();
-}
-
-void take_gil(PyThreadState* state) {
-#if PY_VERSION_HEX >= 0x030D0000
-    const bool ending = Py_IsFinalizing();
-#else
-    const bool ending = _Py_IsFinalizing();
-#endif
-    // PyEval_RestoreThread would end this thread by unwinding it through C++ frames; Python 3.14 lets it hang instead.
-    while (ending) pause();
-    PyEval_RestoreThread(state);
-}
-
-int torch_threads() {
-    PyObject* threads = PyObject_CallNoArgs(torch().get_num_threads.ptr());
-    if (!threads) throw py::error_already_set();
-    return static_cast<int>(PyLong_AsLong(py::reinterpret_steal<py::object>(threads).ptr()));
 }
 
 }  // namespace pygpt::bindings

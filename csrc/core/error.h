@@ -14,6 +14,10 @@ struct ValueError : std::runtime_error {
 struct TypeError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
+// A CUDA call or kernel that failed, in the runtime's words; Python's RuntimeError.
+struct DeviceError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 // The parts, written one after the other.
 template <class... Parts>

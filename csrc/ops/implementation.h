@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/tensor_view.h"
 #include "cpu/features.h"
+#include "cuda/features.h"
 
 namespace pygpt {
 
@@ -68,7 +69,11 @@ class Op {
             if (reason.empty()) {
                 last_used_.store(entry.name);
                 trace(entry.name, operands);
-                entry.run(arguments);
+                try {
+                    entry.run(arguments);
+                } catch (const DeviceError& error) {
+                    throw DeviceError(text(name_, " (", entry.name, "): ", error.what()));
+                }
                 return;
             }
             reasons += text("\n  ", entry.name, ": ", reason);
@@ -104,6 +109,20 @@ Reason refuses(const Operands& operands) {
 }
 
 }  // namespace cpu
+
+namespace cuda {
+
+// What the entries of one architecture take: float32, bfloat16 and float16 on devices that run it.
+template <int architecture>
+Reason refuses(const Operands& operands) {
+    if (operands.device.type != DeviceType::cuda) return "the tensors are on " + device_text(operands.device);
+    if (operands.dtype != DType::float32 && operands.dtype != DType::bfloat16 && operands.dtype != DType::float16) {
+        return text("there are no CUDA kernels for ", name(operands.dtype));
+    }
+    return why_not(architecture, operands.device.index);
+}
+
+}  // namespace cuda
 }  // namespace pygpt
 
 #endif

@@ -56,6 +56,7 @@ def test_bits_hold(implementation, generator):
                 assert_same_bits(a, b, awkward.__name__)
 
 
+@pytest.mark.float64
 def test_autograd_and_library(generator):
     x, y = normal(generator, 2, 3, 5, dtype=torch.float64), normal(generator, 3, 5, dtype=torch.float64)
     x.requires_grad_()

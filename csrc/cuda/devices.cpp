@@ -1,17 +1,9 @@
 #include "cuda/devices.h"
 
-#include <cuda_runtime_api.h>
-
-#include <stdexcept>
-
-#include "core/error.h"
+#include "cuda/error.h"
 
 namespace pygpt::cuda {
 namespace {
-
-void check(cudaError_t status) {
-    if (status != cudaSuccess) throw std::runtime_error(text("CUDA: ", cudaGetErrorString(status)));
-}
 
 DeviceProperties properties(int device) {
     cudaDeviceProp all;

@@ -1,0 +1,29 @@
+#include "cuda/execution.h"
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/error.h"
+
+namespace pygpt::cuda {
+namespace {
+
+thread_local const Execution* current = nullptr;
+
+}  // namespace
+
+ExecutionScope::ExecutionScope(const Execution& execution) {
+    check(cudaGetDevice(&previous_device_));
+    if (previous_device_ != execution.device) check(cudaSetDevice(execution.device));
+    current = &execution;
+}
+
+ExecutionScope::~ExecutionScope() {
+    if (previous_device_ != current->device) cudaSetDevice(previous_device_);
+    current = nullptr;
+}
+
+const Execution& execution() {
+    return *current;
+}
+
+}  // namespace pygpt::cuda

@@ -1,0 +1,47 @@
+#include "cuda/features.h"
+
+#include "core/error.h"
+#if defined(PYGPT_CUDA)
+#include "cuda/devices.h"
+#endif
+
+namespace pygpt::cuda {
+
+#if defined(PYGPT_CUDA)
+
+namespace {
+
+const Devices& known_devices() {
+    static const Devices once = devices();
+    return once;
+}
+
+}  // namespace
+
+std::string why_not(int architecture, int device) {
+    const Devices& known = known_devices();
+    if (known.found.empty()) return text("there is no CUDA device: ", known.why_none);
+    const DeviceProperties& d = known.found.at(static_cast<std::size_t>(device));
+    const bool runs = architecture == 90 ? d.major == 9 && d.minor == 0 : d.major * 10 + d.minor >= architecture;
+    if (runs) return "";
+    return text("it needs compute capability ", architecture / 10, ".", architecture % 10,
+                architecture == 90 ? "" : " or later", "; the device has ", d.major, ".", d.minor);
+}
+
+std::int64_t shared_memory_bytes(int device) {
+    return known_devices().found.at(static_cast<std::size_t>(device)).shared_memory_bytes;
+}
+
+#else
+
+std::string why_not(int, int) {
+    return "this build has no CUDA part";
+}
+
+std::int64_t shared_memory_bytes(int) {
+    return 0;
+}
+
+#endif
+
+}  // namespace pygpt::cuda

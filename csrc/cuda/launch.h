@@ -1,0 +1,65 @@
+// The one way a kernel is launched: on the stream of the call (execution.h), with its shared memory allowed, errors as
+// DeviceError.
+#ifndef PYGPT_CUDA_LAUNCH_H
+#define PYGPT_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "cuda/error.h"
+#include "cuda/execution.h"
+
+namespace pygpt::cuda {
+
+struct Launch {
+    dim3 grid;
+    dim3 block;
+    std::size_t shared_bytes = 0;  // dynamic shared memory
+    dim3 cluster = {1, 1, 1};
+    bool cooperative = false;  // all blocks are resident at once, and may wait for one another
+};
+
+constexpr std::size_t shared_bytes_by_default = std::size_t{48} << 10;
+
+// Runs kernel(arguments...) on a grid; a grid without blocks is no launch.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... arguments) {
+    if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+    if (shape.shared_bytes > shared_bytes_by_default) {
+        check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shape.shared_bytes)));
+    }
+    cudaLaunchAttribute attributes[2];
+    cudaLaunchConfig_t config = {};
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(execution().stream);
+    config.attrs = attributes;
+    if (shape.cluster.x * shape.cluster.y * shape.cluster.z > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs].val.clusterDim.x = shape.cluster.x;
+        attributes[config.numAttrs].val.clusterDim.y = shape.cluster.y;
+        attributes[config.numAttrs++].val.clusterDim.z = shape.cluster.z;
+    }
+    if (shape.cooperative) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+        attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    // As the kernel's own parameter types, whatever the arguments' types are.
+    [&](Parameters... values) {
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&values))..., nullptr};
+        check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers));
+    }(std::forward<Arguments>(arguments)...);
+}
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
+
+}  // namespace pygpt::cuda
+
+#endif
