@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_the_scalar_kernels_build_for_aarch64(tmp_path):
     run(
         *("cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DPYGPT_CUDA=OFF"),
         *("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={compiler}"),
-        *(f"-DPython_EXECUTABLE={sys.executable}"),
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
         f"-Dpybind11_DIR={run(sys.executable, '-m', 'pybind11', '--cmakedir').strip()}",
     )
     run("cmake", "--build", tmp_path, "--target", "pygpt_kernels", "kernels_scalar")
