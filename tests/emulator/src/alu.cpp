@@ -98,7 +98,7 @@ struct Rectified {
         return r < 0 ? T(0.0f) : r;
     }
 };
-// Directed rounding (.rz, .rm, .rp), through the processor's own mode; volatile keeps the operation between the
+// Directed rounding (.rz, .rm, .rp), through the processor's own mode; the barriers keep the operation between the
 // switches.
 template <class F, int Mode>
 struct RoundedBy {
@@ -106,10 +106,11 @@ struct RoundedBy {
     static T apply(T a, Rest... rest) {
         const int before = std::fegetround();
         std::fesetround(Mode);
-        volatile T x = a;
-        volatile T r = F::template apply<T>(static_cast<T>(x), rest...);
+        asm volatile("" : "+m"(a)::"memory");
+        T r = F::template apply<T>(a, rest...);
+        asm volatile("" : "+m"(r)::"memory");
         std::fesetround(before);
-        return static_cast<T>(r);
+        return r;
     }
 };
 struct Div {
@@ -138,11 +139,18 @@ template <bool Larger, bool KeepNan>
 struct Pick {
     template <class T>
     static T apply(T a, T b) {
-        if constexpr (is_float<T>) {
-            if (std::isnan(static_cast<double>(a))) return KeepNan ? a : b;
-            if (std::isnan(static_cast<double>(b))) return KeepNan ? b : a;
-            if (a == b) return std::signbit(static_cast<double>(a)) != Larger ? a : b;
-        }
+        if constexpr (std::is_same_v<T, double>)
+            return of(a, b);
+        else if constexpr (is_float<T>)
+            return T(of(static_cast<float>(a), static_cast<float>(b)));
+        else
+            return (a < b) != Larger ? a : b;
+    }
+    template <class F>
+    static F of(F a, F b) {
+        if (std::isnan(a)) return KeepNan ? a : b;
+        if (std::isnan(b)) return KeepNan ? b : a;
+        if (a == b) return std::signbit(a) != Larger ? a : b;
         return (a < b) != Larger ? a : b;
     }
 };
@@ -253,25 +261,27 @@ struct ApproximateDiv {
 };
 
 // ---- Choosing handlers
+template <class T, class F, int Sources>
+Handler rounded_by(const std::string& mode) {
+    return mode == "rz"   ? lanewise<T, RoundedBy<F, FE_TOWARDZERO>, Sources>()
+           : mode == "rm" ? lanewise<T, RoundedBy<F, FE_DOWNWARD>, Sources>()
+                          : lanewise<T, RoundedBy<F, FE_UPWARD>, Sources>();
+}
+
 template <class F, int Sources>
 Handler rounded(Binder& b, Type type, bool ftz) {
     const std::string mode = b.one_of({"rn", "rz", "rm", "rp"}, "rn");
     if (mode == "rn") return for_float_type<F, Sources>(type, ftz);
-    if (type == Type::f64) {
-        return mode == "rz"   ? lanewise<double, RoundedBy<F, FE_TOWARDZERO>, Sources>()
-               : mode == "rm" ? lanewise<double, RoundedBy<F, FE_DOWNWARD>, Sources>()
-                              : lanewise<double, RoundedBy<F, FE_UPWARD>, Sources>();
-    }
-    if (type != Type::f32 || ftz) return nullptr;
-    return mode == "rz"   ? lanewise<float, RoundedBy<F, FE_TOWARDZERO>, Sources>()
-           : mode == "rm" ? lanewise<float, RoundedBy<F, FE_DOWNWARD>, Sources>()
-                          : lanewise<float, RoundedBy<F, FE_UPWARD>, Sources>();
+    if (type == Type::f64) return rounded_by<double, F, Sources>(mode);
+    if (type != Type::f32) return nullptr;
+    return ftz ? rounded_by<FlushedFloat, F, Sources>(mode) : rounded_by<float, F, Sources>(mode);
 }
 
 template <class F, int Sources>
 Handler rounded_or_clamped(Binder& b, Type type, bool ftz) {
     const bool sat = b.has("sat"), relu = b.has("relu");
     const Handler plain = rounded<F, Sources>(b, type, ftz);
+    if ((sat || relu) && (b.has("rz") || b.has("rm") || b.has("rp"))) return nullptr;
     if (sat) return for_float_type<Saturated<F>, Sources>(type, ftz);
     if (relu) return for_float_type<Rectified<F>, Sources>(type, ftz);
     return plain;
@@ -583,17 +593,19 @@ void bind_bits(Binder& b, Bits op) {
     b.run(execute_bits, Class::integer);
 }
 
-// dp4a, dp2a: products of bytes added up.
-Flow execute_dp4a(Warp& w, const Instruction& in, LaneMask lanes) {
+// dp4a: four products of bytes added to c. dp2a: two, of the 16-bit halves of a and bytes of b from the first (.lo) or
+// third (.hi) on. type, type2: of a and b; count: products; variant: b's first byte.
+Flow execute_dot_product(Warp& w, const Instruction& in, LaneMask lanes) {
+    const auto part = [](u32 x, u32 bytes, u32 k, Type type) {
+        const u32 bits = 8 * bytes, raw = x >> (bits * k) & ((1u << bits) - 1);
+        return type == Type::s32 && raw >> (bits - 1) ? static_cast<i32>(raw) - (1 << bits) : static_cast<i32>(raw);
+    };
     for_lanes(lanes, [&](int l) {
         const u32 a = w.reg32(in.src[0])[l], b = w.reg32(in.src[1])[l];
-        i32 sum = static_cast<i32>(w.reg32(in.src[2])[l]);
-        const auto byte = [](u32 x, int k, Type type) {
-            const u8 raw = static_cast<u8>(x >> (8 * k));
-            return type == Type::s32 ? static_cast<i32>(static_cast<i8>(raw)) : static_cast<i32>(raw);
-        };
-        for (int k = 0; k < 4; ++k) sum += byte(a, k, in.type) * byte(b, k, in.type2);
-        w.reg32(in.dst)[l] = static_cast<u32>(sum);
+        u32 sum = w.reg32(in.src[2])[l];
+        for (u32 k = 0; k < in.count; ++k)
+            sum += static_cast<u32>(part(a, 4 / in.count, k, in.type) * part(b, 1, in.variant + k, in.type2));
+        w.reg32(in.dst)[l] = sum;
     });
     return Flow::next;
 }
@@ -763,10 +775,14 @@ Flow execute_select(Warp& w, const Instruction& in, LaneMask lanes) {
     return Flow::next;
 }
 
+// slct: a if c >= 0, else b. type2: of c; flags: .ftz.
 Flow execute_slct(Warp& w, const Instruction& in, LaneMask lanes) {
     for_lanes(lanes, [&](int l) {
         const u32 c = w.reg32(in.src[2])[l];
-        const bool first = in.type2 == Type::f32 ? std::bit_cast<float>(c) >= 0 : static_cast<i32>(c) >= 0;
+        const float number = std::bit_cast<float>(c);
+        const bool first = in.type2 != Type::f32 ? static_cast<i32>(c) >= 0
+                           : in.flags            ? FlushedFloat::flush(number) >= 0
+                                                 : number >= 0;
         if (size_of(in.type) == 8)
             w.reg64(in.dst)[l] = w.reg64(in.src[first ? 0 : 1])[l];
         else
@@ -1067,12 +1083,14 @@ void bind_cnot(Binder& b) {
     bind_bits(b, Bits::cnot);
 }
 
-void bind_dp4a(Binder& b) {
+void bind_dot_product(Binder& b) {  // dp4a, dp2a
+    b.in.count = b.in.opcode == "dp4a" ? 4 : 2;
+    b.in.variant = b.one_of({"lo", "hi"}) == "hi" ? 2 : 0;
     b.in.type = b.type(0);
     b.in.type2 = b.type(1);
     b.in.dst = b.destination(0, false);
     b.sources(1, 3, false);
-    b.run(execute_dp4a, Class::integer);
+    b.run(execute_dot_product, Class::integer);
 }
 
 void bind_setp(Binder& b) {  // setp, set
@@ -1113,7 +1131,7 @@ void bind_selp(Binder& b) {
 }
 
 void bind_slct(Binder& b) {
-    b.ignore({"ftz"});
+    b.in.flags = b.has("ftz");
     b.in.type = b.type(0);
     b.in.type2 = b.type(1);
     const bool wide = size_of(b.in.type) == 8;

@@ -65,7 +65,8 @@ double bound(Approximate function, double x, double result) {
 
 float approximate(Approximate function, float x) {
     const double result = exact(function, x);
-    if (options().arith_seed == 0 || !std::isfinite(result) || result == 0 || x == 0) return static_cast<float>(result);
+    if (options().arith_seed == 0 || !std::isfinite(result) || !std::isfinite(x) || result == 0 || x == 0)
+        return static_cast<float>(result);
     const double n = noise(static_cast<u64>(function), std::bit_cast<u32>(x));
     double changed = result + 0.99 * n * bound(function, x, result);
     if (function == Approximate::tanh && std::fabs(changed) > 1) changed = std::copysign(1.0, changed);
@@ -82,7 +83,7 @@ float approximate_quotient(float a, float b) {
     const double result = static_cast<double>(a) / static_cast<double>(b);
     if (options().arith_seed == 0 || !std::isfinite(result) || result == 0) return static_cast<float>(result);
     const u64 argument = static_cast<u64>(std::bit_cast<u32>(a)) << 32 | std::bit_cast<u32>(b);
-    return static_cast<float>(result * (1 + noise(200, argument) * 0x1p-23));
+    return static_cast<float>(result * (1 + noise(200, argument) * 0x1.8p-24));  // with rounding below 2 ulp
 }
 
 }  // namespace emulator

@@ -39,15 +39,40 @@ F to_whole(F x, Rounding r) {
     }
 }
 
-// A narrower float toward zero: the nearest, or the one before it if that is farther from zero than x.
+// The next number of the format above or below.
 template <class Dst>
-Dst toward_zero(double x) {
-    Dst d(static_cast<float>(x));
-    if constexpr (std::is_same_v<Dst, float>) {
-        if (std::fabs(static_cast<double>(d)) > std::fabs(x)) d = std::nextafter(d, 0.0f);
+Dst neighbour(Dst x, bool above) {
+    if constexpr (std::is_floating_point_v<Dst>) {
+        constexpr Dst infinity = std::numeric_limits<Dst>::infinity();
+        return std::nextafter(x, above ? infinity : -infinity);
     } else {
-        if (std::fabs(static_cast<double>(static_cast<float>(d))) > std::fabs(x)) d.bits--;
+        const bool negative = x.bits >> 15;
+        if ((x.bits & 0x7fff) == 0)
+            x.bits = above ? 1 : 0x8001;
+        else
+            x.bits = static_cast<u16>(negative == above ? x.bits - 1 : x.bits + 1);
+        return x;
     }
+}
+
+// The number of the format that x becomes: the nearest, or its neighbour on the other side of x. Wide holds x exactly:
+// double for floats, long double for 64-bit integers.
+template <class Dst, class Wide>
+Dst rounded(Wide x, Rounding rounding) {
+    Dst d;
+    if constexpr (std::is_floating_point_v<Dst>)
+        d = static_cast<Dst>(x);
+    else
+        d = Dst(round_to_odd(x));
+    if (rounding == Rounding::nearest || !std::isfinite(x)) return d;
+    Wide back;
+    if constexpr (std::is_floating_point_v<Dst>)
+        back = d;
+    else
+        back = static_cast<Wide>(static_cast<float>(d));
+    const bool down = rounding == Rounding::down || (rounding == Rounding::zero && x > 0);
+    if (down && back > x) return neighbour(d, false);
+    if (!down && back < x) return neighbour(d, true);
     return d;
 }
 
@@ -56,22 +81,18 @@ Dst to_float(double x, const Mode& m) {
     if (m.to_integral) x = to_whole(x, m.rounding);
     if (m.saturate) x = x > 0 ? (x < 1 ? x : 1) : 0;
     if (m.relu && x < 0) x = 0;
-    if constexpr (std::is_same_v<Dst, double>) {
-        return x;
-    } else {
-        if (m.rounding == Rounding::zero && !m.to_integral && std::isfinite(x)) return toward_zero<Dst>(x);
-        if constexpr (std::is_same_v<Dst, float>) {
-            const float f = static_cast<float>(x);
-            return m.ftz ? FlushedFloat::flush(f) : f;
-        } else {
-            return Dst(round_to_odd(x));
-        }
-    }
+    const Dst d = rounded<Dst>(x, m.to_integral ? Rounding::nearest : m.rounding);
+    if constexpr (std::is_same_v<Dst, float>) return m.ftz ? FlushedFloat::flush(d) : d;
+    return d;
 }
 
-template <class Dst>
+// NaN gives zero, but the top bit alone where 64-bit floats or integers take part.
+template <class Dst, class Src>
 Dst to_integer(double x, const Mode& m) {
-    if (std::isnan(x)) return 0;
+    if (std::isnan(x)) {
+        const bool wide = std::is_same_v<Src, double> || sizeof(Dst) == 8;
+        return wide ? static_cast<Dst>(1ull << (8 * sizeof(Dst) - 1)) : 0;
+    }
     x = to_whole(x, m.rounding);
     constexpr double lowest = static_cast<double>(std::numeric_limits<Dst>::min());
     constexpr double highest = static_cast<double>(std::numeric_limits<Dst>::max());
@@ -92,12 +113,9 @@ Dst convert(Src s, const Mode& m) {
         if constexpr (is_float<Dst>)
             return to_float<Dst>(x, m);
         else
-            return to_integer<Dst>(x, m);
+            return to_integer<Dst, Src>(x, m);
     } else if constexpr (is_float<Dst>) {
-        if constexpr (std::is_floating_point_v<Dst>)
-            return static_cast<Dst>(s);
-        else
-            return Dst(round_to_odd(static_cast<double>(s)));  // 64-bit integers beyond 2^53 do not occur in 16 bits
+        return rounded<Dst>(static_cast<long double>(s), m.rounding);
     } else {
         using Wide = __int128;
         if (m.saturate) {
@@ -304,10 +322,7 @@ void bind_cvt(Binder& b) {
         return b.run(execute_from_float8_pair, Class::convert);
     }
     const bool to_int = !is_floating(in.type), from_int = !is_floating(in.type2);
-    const bool narrows = !to_int && !from_int && size_of(in.type) < size_of(in.type2);
-    if (!m.to_integral && !to_int && m.rounding != Rounding::nearest && !(narrows && m.rounding == Rounding::zero) &&
-        !(from_int && size_of(in.type) > size_of(in.type2)))
-        b.unsupported("this rounding");
+    if (m.rounding == Rounding::nearest_away || (to_int && !from_int && !m.to_integral)) b.unsupported("this rounding");
     b.materialize(in.operands.at(0), size_of(in.type) == 8);
     b.materialize(in.operands.at(1), size_of(in.type2) == 8);
     const Handler handler = converter(in.type, in.type2);

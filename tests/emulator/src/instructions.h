@@ -45,7 +45,7 @@ void bind_clz(Binder&);
 void bind_brev(Binder&);
 void bind_bfind(Binder&);
 void bind_cnot(Binder&);
-void bind_dp4a(Binder&);
+void bind_dot_product(Binder&);
 void bind_setp(Binder&);
 void bind_selp(Binder&);
 void bind_slct(Binder&);

@@ -19,11 +19,12 @@ using i64 = std::int64_t;
 
 // The float nearest to x among those with an odd last bit, unless x is itself a float. Rounding it further, to a format
 // with at least two bits less, gives what one rounding of x would have given (Boldo and Melquiond, 2008).
-inline float round_to_odd(double x) {
+template <class Wide>
+inline float round_to_odd(Wide x) {
     const float nearest = static_cast<float>(x);
-    if (static_cast<double>(nearest) == x || !std::isfinite(nearest) || std::isnan(x)) return nearest;
+    if (static_cast<Wide>(nearest) == x || !std::isfinite(nearest) || std::isnan(x)) return nearest;
     const u32 bits = std::bit_cast<u32>(nearest);
-    const bool too_large = std::fabs(static_cast<double>(nearest)) > std::fabs(x);
+    const bool too_large = std::fabs(static_cast<Wide>(nearest)) > std::fabs(x);
     return std::bit_cast<float>((too_large ? bits - 1 : bits) | 1u);
 }
 
