@@ -265,63 +265,14 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
     return Flow::next;
 }
 
-// ---- Bulk stores and reductions. type: of a reduction's elements; variant: ReduceOp.
-enum class ReduceOp : u32 { add, min, max, and_, or_, xor_, inc, dec };
-
-u64 reduced(ReduceOp op, Type type, u64 old, u64 x) {
-    const auto halves = [&](auto number) {
-        using H = decltype(number);
-        H a, b;
-        a.bits = static_cast<u16>(old), b.bits = static_cast<u16>(x);
-        const float p = a, q = b;
-        return static_cast<u64>(H(op == ReduceOp::add   ? p + q
-                                  : op == ReduceOp::min ? std::fmin(p, q)
-                                                        : std::fmax(p, q))
-                                    .bits);
-    };
-    switch (type) {
-        case Type::f16:
-            return halves(Half{});
-        case Type::bf16:
-            return halves(BFloat16{});
-        case Type::f32:
-            return std::bit_cast<u32>(std::bit_cast<float>(static_cast<u32>(old)) +
-                                      std::bit_cast<float>(static_cast<u32>(x)));
-        case Type::f64:
-            return std::bit_cast<u64>(std::bit_cast<double>(old) + std::bit_cast<double>(x));
-        default:
-            break;
-    }
-    const bool wide = size_of(type) == 8;
-    const auto number = [&](u64 v) { return wide ? static_cast<i64>(v) : static_cast<i64>(static_cast<i32>(v)); };
-    const bool less = is_signed(type) ? number(x) < number(old) : x < old;
-    switch (op) {
-        case ReduceOp::add:
-            return old + x;
-        case ReduceOp::min:
-            return less ? x : old;
-        case ReduceOp::max:
-            return less ? old : x;
-        case ReduceOp::and_:
-            return old & x;
-        case ReduceOp::or_:
-            return old | x;
-        case ReduceOp::xor_:
-            return old ^ x;
-        case ReduceOp::inc:
-            return old >= x ? 0 : old + 1;
-        default:
-            return old == 0 || old > x ? x : old - 1;
-    }
-}
-
-void reduce_into(u8* to, const u8* from, u32 bytes, ReduceOp op, Type type) {
+// ---- Bulk stores and reductions. type: of a reduction's elements; variant: Atomic.
+void reduce_into(u8* to, const u8* from, u32 bytes, Atomic op, Type type) {
     const u32 each = static_cast<u32>(size_of(type));
     for (u32 k = 0; k + each <= bytes; k += each) {
         u64 old = 0, x = 0;
         std::memcpy(&old, to + k, each);
         std::memcpy(&x, from + k, each);
-        const u64 r = reduced(op, type, old, x);
+        const u64 r = atomic_result(op, type, old, x, true);
         std::memcpy(to + k, &r, each);
     }
 }
@@ -342,7 +293,7 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
             global_write(w, writer, address, bytes);
             const u8* source = block->shared.data() + from;
             if (reduces)
-                reduce_into(to, source, bytes, static_cast<ReduceOp>(in.variant), type);
+                reduce_into(to, source, bytes, static_cast<Atomic>(in.variant), type);
             else
                 std::memcpy(to, source, bytes);
         };
@@ -416,12 +367,9 @@ void bind_bulk(Binder& b, bool reduces) {
     in.flags = (tensor ? kTensor : 0) | (multicast ? kMulticast : 0) | (reduces ? kReduce : 0);
     in.variant = from_shared;
     if (reduces) {
-        static const std::map<std::string, ReduceOp> names = {
-            {"add", ReduceOp::add}, {"min", ReduceOp::min},  {"max", ReduceOp::max}, {"and", ReduceOp::and_},
-            {"or", ReduceOp::or_},  {"xor", ReduceOp::xor_}, {"inc", ReduceOp::inc}, {"dec", ReduceOp::dec}};
         const std::string name = b.one_of({"add", "min", "max", "and", "or", "xor", "inc", "dec"});
         if (name.empty() || !stores) b.unsupported("this reduction");
-        in.variant = static_cast<u32>(names.at(name));
+        in.variant = static_cast<u32>(*atomic_named(name));
         in.type = b.last_type();
     }
     for (std::size_t k = 0; k < b.operands(); ++k) {

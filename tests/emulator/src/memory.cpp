@@ -344,37 +344,40 @@ void bind_load_or_store(Binder& b, bool store) {
 }
 
 // ---- atom, red. variant: Atomic; flags: Order; count: bytes; dst operands only for atom.
-enum class Atomic : u32 { add, min, max, inc, dec, and_, or_, xor_, exch, cas };
-
+// One or two halves of a register: their sums, or the smaller or larger ones.
 template <class H>
-u64 add_halves(u64 a, u64 b) {
-    u64 sum = 0;
-    for (int h = 0; h < 2; ++h) {
+u64 combine_halves(Atomic op, u64 a, u64 b, int halves) {
+    u64 all = 0;
+    for (int h = 0; h < halves; ++h) {
         H x, y;
         x.bits = static_cast<u16>(a >> (16 * h));
         y.bits = static_cast<u16>(b >> (16 * h));
-        sum |= static_cast<u64>(H(static_cast<float>(x) + static_cast<float>(y)).bits) << (16 * h);
+        const float p = x, q = y;
+        const bool y_is_less = q < p || (q == p && std::signbit(q));
+        const H r = op == Atomic::add ? H(p + q) : (op == Atomic::min) == y_is_less ? y : x;
+        all |= static_cast<u64>(r.bits) << (16 * h);
     }
-    return sum;
+    return all;
 }
 
-u64 atomic_add(Type type, u64 a, u64 b) {
+// In global memory, atom.add.f32 flushes subnormals; in shared memory it keeps them.
+float atomic_sum(float a, float b, bool flushes) {
+    return flushes ? FlushedFloat::flush(FlushedFloat::flush(a) + FlushedFloat::flush(b)) : a + b;
+}
+
+u64 atomic_float(Atomic op, Type type, u64 a, u64 b, bool flushes) {
     switch (type) {
-        case Type::f32:
-            return std::bit_cast<u32>(std::bit_cast<float>(static_cast<u32>(a)) +
-                                      std::bit_cast<float>(static_cast<u32>(b)));
-        case Type::f64:
-            return std::bit_cast<u64>(std::bit_cast<double>(a) + std::bit_cast<double>(b));
         case Type::f16:
-            return add_halves<Half>(a & 0xffff, b & 0xffff) & 0xffff;
         case Type::f16x2:
-            return add_halves<Half>(a, b);
+            return combine_halves<Half>(op, a, b, size_of(type) / 2);
         case Type::bf16:
-            return add_halves<BFloat16>(a & 0xffff, b & 0xffff) & 0xffff;
         case Type::bf16x2:
-            return add_halves<BFloat16>(a, b);
+            return combine_halves<BFloat16>(op, a, b, size_of(type) / 2);
+        case Type::f32:
+            return std::bit_cast<u32>(atomic_sum(std::bit_cast<float>(static_cast<u32>(a)),
+                                                 std::bit_cast<float>(static_cast<u32>(b)), flushes));
         default:
-            return a + b;
+            return std::bit_cast<u64>(std::bit_cast<double>(a) + std::bit_cast<double>(b));
     }
 }
 
@@ -389,6 +392,43 @@ u64 atomic_pick(Type type, u64 a, u64 b, bool larger) {
             return pick(a, b);
     }
 }
+
+}  // namespace
+
+u64 atomic_result(Atomic op, Type type, u64 old, u64 x, bool flushes) {
+    if (is_floating(type)) return atomic_float(op, type, old, x, flushes);
+    switch (op) {
+        case Atomic::add:
+            return old + x;
+        case Atomic::min:
+            return atomic_pick(type, old, x, false);
+        case Atomic::max:
+            return atomic_pick(type, old, x, true);
+        case Atomic::inc:
+            return old >= x ? 0 : old + 1;
+        case Atomic::dec:
+            return old == 0 || old > x ? x : old - 1;
+        case Atomic::and_:
+            return old & x;
+        case Atomic::or_:
+            return old | x;
+        case Atomic::xor_:
+            return old ^ x;
+        default:  // exch; cas has found what it expected
+            return x;
+    }
+}
+
+std::optional<Atomic> atomic_named(const std::string& name) {
+    static const std::map<std::string, Atomic> names = {
+        {"add", Atomic::add},   {"min", Atomic::min},  {"max", Atomic::max}, {"inc", Atomic::inc},
+        {"dec", Atomic::dec},   {"and", Atomic::and_}, {"or", Atomic::or_},  {"xor", Atomic::xor_},
+        {"exch", Atomic::exch}, {"cas", Atomic::cas}};
+    const auto found = names.find(name);
+    return found == names.end() ? std::nullopt : std::optional(found->second);
+}
+
+namespace {
 
 Flow execute_atomic(Warp& w, const Instruction& in, LaneMask lanes) {
     const bool returns = in.operands[0].kind != Operand::Kind::address;
@@ -408,41 +448,11 @@ Flow execute_atomic(Warp& w, const Instruction& in, LaneMask lanes) {
         if (space == Space::global) order_read(w, at, order), order_write(w, at, order);
         u8* p = a.pointer;
         for (std::size_t k = 0; k < values.size(); ++k, p += in.count) {
-            u64 old = 0, result = 0;
+            u64 old = 0;
             std::memcpy(&old, p, in.count);
-            const u64 x = w.reg(values[k], lane);
-            switch (op) {
-                case Atomic::add:
-                    result = atomic_add(in.type, old, x);
-                    break;
-                case Atomic::min:
-                    result = atomic_pick(in.type, old, x, false);
-                    break;
-                case Atomic::max:
-                    result = atomic_pick(in.type, old, x, true);
-                    break;
-                case Atomic::inc:
-                    result = old >= x ? 0 : old + 1;
-                    break;
-                case Atomic::dec:
-                    result = old == 0 || old > x ? x : old - 1;
-                    break;
-                case Atomic::and_:
-                    result = old & x;
-                    break;
-                case Atomic::or_:
-                    result = old | x;
-                    break;
-                case Atomic::xor_:
-                    result = old ^ x;
-                    break;
-                case Atomic::exch:
-                    result = x;
-                    break;
-                case Atomic::cas:
-                    result = old == x ? w.reg(in.operands[3], lane) : old;
-                    break;
-            }
+            const bool swaps = op != Atomic::cas || old == w.reg(in.operands[2].parts[0], lane);
+            const u64 x = op == Atomic::cas ? w.reg(in.operands[3], lane) : w.reg(values[k], lane);
+            const u64 result = swaps ? atomic_result(op, in.type, old, x, space == Space::global) : old;
             changed |= std::memcmp(p, &result, in.count) != 0;
             std::memcpy(p, &result, in.count);
             if (returns) {
@@ -459,17 +469,16 @@ Flow execute_atomic(Warp& w, const Instruction& in, LaneMask lanes) {
 }
 
 void bind_atomic(Binder& b, bool returns) {
-    static const std::map<std::string, Atomic> names = {
-        {"add", Atomic::add},   {"min", Atomic::min},  {"max", Atomic::max}, {"inc", Atomic::inc},
-        {"dec", Atomic::dec},   {"and", Atomic::and_}, {"or", Atomic::or_},  {"xor", Atomic::xor_},
-        {"exch", Atomic::exch}, {"cas", Atomic::cas}};
     Instruction& in = b.in;
     b.memory_space();
     in.type = b.last_type();
     const std::string name = b.one_of({"add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"});
     if (name.empty()) b.unsupported("which operation?");
-    if (is_floating(in.type) && name != "add") b.unsupported("floating-point atomics other than add");
-    in.variant = static_cast<u32>(names.at(name));
+    const bool halves =
+        in.type == Type::f16 || in.type == Type::bf16 || in.type == Type::f16x2 || in.type == Type::bf16x2;
+    if (is_floating(in.type) && name != "add" && !(halves && (name == "min" || name == "max")))
+        b.unsupported("floating-point atomics other than add");
+    in.variant = static_cast<u32>(*atomic_named(name));
     b.one_of({"v2", "v4", "v8"});
     b.ignore({"noftz"});
     ignore_cache_hints(b);

@@ -1,6 +1,8 @@
 // Device memory: which host memory kernels may touch, and how an address of a lane becomes a pointer.
 #pragma once
 #include <cstddef>
+#include <optional>
+#include <string>
 
 #include "program.h"
 #include "state.h"
@@ -31,5 +33,11 @@ struct LaneAccess {
 };
 // Resolves and checks one lane's access to `space`, and tells the race check of it.
 LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool write, bool strong);
+
+// What atom, red and the reductions of bulk copies do to a number of the type; `flushes`: f32 sums lose subnormals, as
+// they do in global memory.
+enum class Atomic : u32 { add, min, max, inc, dec, and_, or_, xor_, exch, cas };
+u64 atomic_result(Atomic operation, Type type, u64 old, u64 x, bool flushes);
+std::optional<Atomic> atomic_named(const std::string& name);
 
 }  // namespace emulator
