@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests.support import random_generator
+from tests.support import EMULATED, random_generator
 
 # Programs that tests start import the installed pygpt, as the tests do, not the checkout they may be started in.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -17,7 +17,8 @@ os.environ["PYTHONSAFEPATH"] = "1"
 hypothesis.settings.register_profile(
     "pygpt",
     deadline=None,
-    max_examples=int(os.environ.get("PYGPT_TEST_EXAMPLES", "25")),  # fewer under the sanitizers
+    # Fewer under the sanitizers and on the emulated device.
+    max_examples=int(os.environ.get("PYGPT_TEST_EXAMPLES", "6" if EMULATED else "25")),
     print_blob=True,
     derandomize="PYGPT_TEST_SEED" in os.environ,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],

@@ -6,10 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
+from pygpt.extension import C
+
 THREAD_COUNTS = (1, 2, 3, 7, 16)
+# The architecture whose kernels run on CPU tensors, or None.
+EMULATED = os.environ.get("PYGPT_EMULATE") or None
+# For tests of what only the CPU does: it raises what depends on values, and has no float16.
+on_the_cpu = pytest.mark.skipif(EMULATED is not None, reason="the rule of the CPU; CUDA's is another")
 
 
 def fresh_seed() -> int:
@@ -25,8 +32,20 @@ def random_generator() -> torch.Generator:
 
 
 def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal values, drawn in float64 and rounded to ``dtype``."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    """Standard normal values, drawn in float64 on the CPU and rounded to ``dtype``, on the default device."""
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(dtype).to(torch.get_default_device())
+
+
+def integers(generator: torch.Generator, low: int, high: int, *shape: int) -> Tensor:
+    """Numbers from ``low`` to ``high`` - 1, drawn on the CPU, on the default device."""
+    drawn = torch.randint(low, high, shape, generator=generator, device="cpu")
+    return drawn.to(torch.get_default_device())
+
+
+def smaller(count: int, emulated: int) -> int:
+    """A count of rows or elements, and what stands for it on the emulated device, where a kernel takes longer."""
+    return emulated if EMULATED else count
 
 
 def dtypes_of(implementation: str) -> tuple[torch.dtype, ...]:
@@ -137,8 +156,42 @@ def gradients(
     return [y.detach() for y in outputs], list(grads)
 
 
+def assert_bits_hold_emulated(run: Callable[[], Sequence[Tensor]], what: str) -> None:
+    """Fail unless run() gives the same bytes in every order of the warps' turns and on every number of processors.
+
+    What is not known of the arithmetic is the same within a comparison, and varied between them.
+    """
+    defaults = {"seed": "1", "arith_seed": "0", "multiprocessors": "4"}
+    defaults = {name: os.environ.get(f"PYGPT_EMULATOR_{name.upper()}", value) for name, value in defaults.items()}
+    try:
+        for arith_seed in range(3):
+            C.emulator.set_option("arith_seed", str(arith_seed))
+            expected = run()
+            for seed, multiprocessors in ((2, 1), (3, 7)):
+                C.emulator.set_option("seed", str(seed))
+                C.emulator.set_option("multiprocessors", str(multiprocessors))
+                for i, (a, b) in enumerate(zip(expected, run(), strict=True)):
+                    assert_same_bits(a, b, f"{what}, result {i}, {multiprocessors} processors, seed {seed}")
+    finally:
+        for name, value in defaults.items():
+            C.emulator.set_option(name, value)
+
+
 def assert_bits_hold(run: Callable[[], Sequence[Tensor]], what: str) -> None:
-    """Fail unless run() gives the same bytes on every number of threads, and when the caller flushes denormals."""
+    """Fail unless run() gives the same bytes whatever else may change.
+
+    On the CPU: the number of threads, and whether the caller flushes denormals. On a GPU: 30 repeats. On the emulated
+    device: the order of the warps' turns and the number of processors.
+    """
+    if EMULATED:
+        assert_bits_hold_emulated(run, what)
+        return
+    if torch.get_default_device().type == "cuda":
+        expected = run()
+        for _ in range(29):
+            for i, (a, b) in enumerate(zip(expected, run(), strict=True)):
+                assert_same_bits(a, b, f"{what}, result {i}, repeated")
+        return
     with threads(1):
         expected = run()
     for count in THREAD_COUNTS[1:]:

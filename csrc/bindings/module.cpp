@@ -11,7 +11,8 @@
 #include "core/error.h"
 #include "ops/implementation.h"
 #if defined(PYGPT_EMULATED)
-#include "options.h"  // of the emulator
+#include "launch.h"  // of the emulator
+#include "options.h"
 #endif
 
 namespace pygpt::bindings {
@@ -41,6 +42,11 @@ py::object name_or_none(const char* name) {
 PYBIND11_MODULE(PYGPT_MODULE, module) {
 #if defined(PYGPT_EMULATED)
     if (const char* device = std::getenv("PYGPT_EMULATE")) emulator::set_option("arch", device);
+    py::module_ emulated = module.def_submodule("emulator");
+    emulated.def("set_option", [](const std::string& name, const std::string& value) {
+        if (!emulator::set_option(name, value)) throw ValueError(text("the emulator has no option ", name));
+    });
+    emulated.def("take_counts", &emulator::take_counts);
 #endif
     py::register_local_exception_translator([](std::exception_ptr error) {
         try {

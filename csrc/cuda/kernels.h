@@ -5,11 +5,14 @@
 #define PYGPT_CUDA_KERNELS_H
 
 #include "ops/add.h"
+#include "ops/layer_norm.h"
 
 namespace pygpt::cuda {
 
 [[gnu::weak]] void add_forward(const add::Forward& arguments);
 [[gnu::weak]] void add_backward(const add::Backward& arguments);
+[[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
+[[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
 
 }  // namespace pygpt::cuda
 

@@ -1,18 +1,23 @@
-"""Every op test that takes the fixture ``implementation`` runs on each entry of its op's table, under its name."""
+"""Every op test that takes the fixture ``implementation`` runs on each entry of its op's table, under its name.
+
+On the CPU these are the CPU's entries; under PYGPT_EMULATE the CUDA ones, on the emulated device; with ``-m cuda`` the
+CUDA ones on a GPU, which is then torch's default device.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 import pygpt
 from pygpt.extension import C
+from tests.support import EMULATED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get("PYGPT_EMULATE"):
+    if EMULATED:
         for item in items:
             if item.get_closest_marker("float64"):
                 item.add_marker(pytest.mark.skip(reason="CUDA kernels do not compute in float64"))
@@ -23,18 +28,29 @@ def _op_of(module_name: str) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "implementation" in metafunc.fixturenames:
-        entries = dict(C.implementations())[_op_of(metafunc.module.__name__)]
-        metafunc.parametrize("implementation", [name for name, _ in entries], indirect=True)
+    if "implementation" not in metafunc.fixturenames:
+        return
+    names = list(dict(dict(C.implementations())[_op_of(metafunc.module.__name__)]))
+    on_cuda = [name for name in names if name.startswith("cuda")]
+    if EMULATED:
+        # An op without CUDA entries has nothing to run there: its tests are skipped under this name.
+        parameters = [*on_cuda] or [pytest.param("cuda", marks=pytest.mark.skip(reason="the op has no CUDA kernels"))]
+    else:
+        parameters = [pytest.param(name, marks=[pytest.mark.cuda] if name in on_cuda else []) for name in names]
+    metafunc.parametrize("implementation", parameters, indirect=True)
 
 
 @pytest.fixture
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the forced implementation; what ran is checked to have been it."""
+    name: str = request.param
     op = _op_of(request.module.__name__)
-    reason = dict(dict(C.implementations())[op])[request.param]
+    reason = dict(dict(C.implementations())[op])[name]
+    if not reason and name.startswith("cuda") and not EMULATED and not torch.cuda.is_available():
+        reason = "this torch is built without CUDA"
     if reason:
-        pytest.skip(f"{request.param}: {reason}")
-    with pygpt.force(op, request.param):
-        yield request.param
-        assert C.last_used(op) == request.param
+        pytest.skip(f"{name}: {reason}")
+    device = "cuda" if name.startswith("cuda") and not EMULATED else "cpu"
+    with pygpt.force(op, name), torch.device(device):
+        yield name
+        assert C.last_used(op) == name
