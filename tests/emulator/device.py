@@ -24,7 +24,7 @@ DEFAULTS = {
     "seed": 1,
     "arith_seed": 0,
     "instruction_limit": 2_000_000_000,
-    "stall_limit": 20_000_000,
+    "stall_limit": 10_000_000,
     "count": 0,
     "drop_line": 0,
     "fast_mma": 0,
@@ -61,6 +61,15 @@ def _library() -> ctypes.CDLL:
     lib.pygpt_emulator_register.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     lib.pygpt_emulator_unregister.argtypes = [ctypes.c_void_p]
     lib.pygpt_emulator_set_option.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    lib.pygpt_emulator_tensor_map.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+        *[ctypes.c_void_p] * 4,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
     lib.pygpt_emulator_take_counts.restype = ctypes.c_char_p
     lib.pygpt_emulator_launch.argtypes = [
         ctypes.c_void_p,
@@ -101,6 +110,44 @@ class Device:
     def load(self, ptx: str | Path) -> LoadedModule:
         """Parse PTX, given as text or as a file; DeviceFault if it is malformed."""
         return LoadedModule(self, ptx.read_text() if isinstance(ptx, Path) else ptx)
+
+    def tensor_map(
+        self,
+        array: np.ndarray,
+        box: Sequence[int],
+        *,
+        swizzle: int = 0,
+        extents: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+        element_strides: Sequence[int] | None = None,
+        kind: int | None = None,
+        fill_nan: bool = False,
+    ) -> bytes:
+        """A CUtensorMap of an array, as a kernel's parameter: all sizes innermost first, strides in bytes.
+
+        Args:
+            swizzle: 0 none, 1 32 bytes, 2 64, 3 128.
+            extents, strides: of the tensor, if they are not the array's.
+            kind: CUtensorMapDataType, if it is not that of the array's dtype.
+        Raises: ValueError where the driver would refuse.
+        """
+        types = {"u1": 0, "u2": 1, "u4": 2, "i4": 3, "u8": 4, "i8": 5, "f2": 6, "f4": 7, "f8": 8}
+        kind = types[array.dtype.str[1:]] if kind is None else kind
+        extents = array.shape[::-1] if extents is None else extents
+        strides = array.strides[-2::-1] if strides is None else strides
+        out = ctypes.create_string_buffer(192)
+        at = (ctypes.addressof(out) + 63) & ~63
+        numbers = [
+            (ctypes.c_uint64 * 5)(*extents),
+            (ctypes.c_uint64 * 5)(*strides),
+            (ctypes.c_uint32 * 5)(*box),
+            (ctypes.c_uint32 * 5)(*(element_strides or [1] * len(extents))),
+        ]
+        if self._lib.pygpt_emulator_tensor_map(
+            at, kind, len(extents), array.ctypes.data, *(ctypes.addressof(n) for n in numbers), swizzle, int(fill_nan)
+        ):
+            raise ValueError(f"no tensor map of {extents} by {strides}, box {box}, swizzle {swizzle}")
+        return ctypes.string_at(at, 128)
 
     def counts(self) -> list[dict[str, Any]]:
         """What every launch since the last call used, if the option ``count`` is set."""

@@ -19,6 +19,7 @@ class Planted:
     cluster: int = 1
     arch: int = 80
     shared: int = 0
+    block: int = 128
 
     def __str__(self):
         return self.kernel
@@ -26,10 +27,12 @@ class Planted:
 
 RACES = ("check_races",)
 NOT_LANDED = "while an asynchronous copy to it is in flight|race: reads shared byte|which nothing has written"
+IN_FLIGHT = ("check_async",)
 LANDED_CHECKS = ("check_async", "check_races", "check_init")
 PLANTED = [
     Planted("shared_read_race", "race: ", RACES),
     Planted("shared_write_race", "race: ", RACES),
+    Planted("many_readers", "race: writes shared byte 0 while warp 7 of block", RACES, block=256),
     Planted("warp_race", "with no synchronisation of the warp between", ("check_warp_races",)),
     Planted("uninitialised", "which nothing has written", ("check_init",)),
     Planted("out_of_bounds", "of 4096 bytes of device memory", ("check_bounds",)),
@@ -74,6 +77,11 @@ PLANTED = [
     Planted("wgmma_without_wait", "a register that a wgmma in flight writes", ("check_async",), arch=90),
     Planted("wgmma_operand_changed", "wgmma of the group of warp 0", RACES, arch=90),
     Planted("wgmma_descriptors", "different descriptors of A", ("check_barriers",), arch=90),
+    Planted("wgmma_never_fenced", "has touched a register of this wgmma with no wgmma.fence", IN_FLIGHT, arch=90),
+    Planted("wgmma_accumulator_unfenced", "has touched a register of this wgmma", IN_FLIGHT, arch=90),
+    Planted("wgmma_fragment_unfenced", "has touched a register of this wgmma", IN_FLIGHT, arch=90),
+    Planted("wgmma_fragment_overwritten", "writes a register that a wgmma in flight reads", IN_FLIGHT, arch=90),
+    Planted("wgmma_fragment_in_flight", "takes A from a register that a wgmma in flight writes", IN_FLIGHT, arch=90),
     Planted("neighbour_race", "race: ", RACES, grid=2, cluster=2, arch=90),
     Planted("neighbour_ended", "of a block of the cluster that has ended", ("check_bounds",), 2, 2, 90),
     Planted("cluster_barrier_twice", "arrives twice at the cluster's barrier", ("check_barriers",), 2, 2, 90),
@@ -92,6 +100,7 @@ def run(device, built, planted, wrong, seed=1, **settings):
         module.launch(
             planted.kernel,
             grid=planted.grid,
+            block=planted.block,
             cluster=planted.cluster,
             args=[out, x, np.int32(wrong)],
             readonly=[x],

@@ -31,6 +31,18 @@ KERNEL shared_write_race(float* out, const float* in, int wrong) {
     out[threadIdx.x] = sum;
 }
 
+// Eight warps read one word; its writer waits for all of them, or for seven: for the eighth a barrier too few.
+KERNEL many_readers(float* out, const float* in, int wrong) {
+    __shared__ float s;
+    const unsigned warp = threadIdx.x / 32;
+    if (threadIdx.x == 0) s = in[1];
+    __syncthreads();
+    out[threadIdx.x] = s;
+    if (warp < 7) asm volatile("bar.sync 1, 224;" ::: "memory");
+    if (!wrong) __syncthreads();
+    if (threadIdx.x == 0) *const_cast<volatile float*>(&s) = 2;
+}
+
 KERNEL warp_race(float* out, const float* in, int wrong) {
     __shared__ float s[128];
     s[threadIdx.x] = in[threadIdx.x];

@@ -194,6 +194,60 @@ KERNEL wgmma_descriptors(float* out, const float* in, int wrong) {
     multiply(out, in, wrong ? kMatrixDescriptors : kMatrixRight);
 }
 
+// What must happen to registers around a wgmma, in one asm block, so that the compiler moves nothing.
+enum RegisterStep { kNeverFenced = 1, kScaledUnfenced, kFragmentUnfenced, kFragmentOverwritten, kFragmentInFlight };
+__device__ void registers(float* out, const float* in, int step) {
+    __shared__ __align__(128) __nv_bfloat16 b[8 * 16];
+    b[threadIdx.x] = __float2bfloat16(in[threadIdx.x]);
+    fence_proxy();
+    __syncthreads();
+    const uint64_t db = descriptor(b, 128, 256);
+    float d[4] = {0, 0, 0, 0};
+    asm volatile(
+        "{\n"
+        ".reg .pred first, scaled, fragment, overwritten, chained; .reg .b32 a<4>, e<4>;\n"
+        "setp.ne.s32 first, %5, 1; setp.ne.s32 scaled, %5, 2; setp.ne.s32 fragment, %5, 3;\n"
+        "setp.eq.s32 overwritten, %5, 4; setp.eq.s32 chained, %5, 5;\n"
+        "mov.b32 a0, 0x3f803f80; mov.b32 a1, a0; mov.b32 a2, a0; mov.b32 a3, a0;\n"
+        "@first wgmma.fence.sync.aligned;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {a0, a1, a2, a3}, %4, 1, 1, 1, 0;\n"
+        "wgmma.commit_group.sync.aligned;\n"
+        "@overwritten add.u32 a0, a0, 1;\n"
+        "@!chained wgmma.wait_group.sync.aligned 0;\n"
+        "@chained wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {e0, e1}, {a0, a1, a2, a3}, %4, 0, 1, 1, 0;\n"
+        "@chained wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {e2, e3}, {e0, e1, a2, a3}, %4, 0, 1, 1, 0;\n"
+        "mul.f32 %0, %0, 0f3F000000;\n"
+        "@scaled wgmma.fence.sync.aligned;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {a0, a1, a2, a3}, %4, 1, 1, 1, 0;\n"
+        "wgmma.commit_group.sync.aligned;\n"
+        "wgmma.wait_group.sync.aligned 0;\n"
+        "shl.b32 a0, a0, 1;\n"
+        "@fragment wgmma.fence.sync.aligned;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {a0, a1, a2, a3}, %4, 1, 1, 1, 0;\n"
+        "wgmma.commit_group.sync.aligned;\n"
+        "wgmma.wait_group.sync.aligned 0;\n"
+        "}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "l"(db), "r"(step)
+        : "memory");
+    for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = d[i];
+}
+KERNEL wgmma_never_fenced(float* out, const float* in, int wrong) {
+    registers(out, in, wrong ? kNeverFenced : 0);
+}
+KERNEL wgmma_accumulator_unfenced(float* out, const float* in, int wrong) {
+    registers(out, in, wrong ? kScaledUnfenced : 0);
+}
+KERNEL wgmma_fragment_unfenced(float* out, const float* in, int wrong) {
+    registers(out, in, wrong ? kFragmentUnfenced : 0);
+}
+KERNEL wgmma_fragment_overwritten(float* out, const float* in, int wrong) {
+    registers(out, in, wrong ? kFragmentOverwritten : 0);
+}
+KERNEL wgmma_fragment_in_flight(float* out, const float* in, int wrong) {
+    registers(out, in, wrong ? kFragmentInFlight : 0);
+}
+
 // ---- Clusters of two
 __device__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");

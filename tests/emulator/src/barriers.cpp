@@ -92,7 +92,7 @@ Flow execute_bar(Warp& w, const Instruction& in, LaneMask lanes) {
             ++bar.phase;
             bar.votes_done = bar.votes, bar.voters_done = bar.voters;
             bar.votes = bar.voters = 0;
-            join(bar.gathered, block.exited);
+            if (bar.expected == kAllOfBlock) join(bar.gathered, block.exited);
             release(bar.gathered, bar.released);
             grid_of(w).effect();
         }
@@ -186,22 +186,32 @@ void settle(Block& block, u32 offset, Mbarrier b) {
     store_mbarrier(block.shared.data() + offset, b);
 }
 
-void arrive(Warp& w, Block& block, u32 offset, u32 count, i64 bytes, bool drop) {
+struct Arrival {
+    u32 count = 1;
+    i64 bytes = 0;             // that the phase waits for from now on
+    bool drops = false;        // from the following phases too
+    bool may_complete = true;  // .noComplete promises that others are still to come
+};
+void arrive(Warp& w, Block& block, u32 offset, const Arrival& a) {
     Mbarrier b = load_mbarrier(block.shared.data() + offset);
+    const u32 count = a.count;
     if (count > b.pending && options().check_barriers)
         fault(w, "more arrivals at the mbarrier at shared byte " + std::to_string(offset) + " than the " +
                      std::to_string(b.expected) + " it was initialised for");
     b.pending -= std::min(count, b.pending);
-    b.bytes += bytes;
-    if (drop) b.expected -= count;
+    b.bytes += a.bytes;
+    if (a.drops) b.expected -= count;
+    if (!a.may_complete && b.pending == 0 && b.bytes == 0 && options().check_barriers)
+        fault(w, "an arrival with .noComplete completes the phase of the mbarrier at shared byte " +
+                     std::to_string(offset));
     block.mbarriers[offset].gathered.join(w.clock);
     settle(block, offset, b);
 }
 
 enum class MbarrierOp : u32 { init, inval, arrive, arrive_drop, expect_tx, complete_tx };
 
-// variant: MbarrierOp; operands[count]: the address; src[0]: count or bytes if flags & 1; flags & 2: arrive.expect_tx;
-// flags & 4: the state is wanted in dst.
+// variant: MbarrierOp; operands[count]: the address; src[0]: count or bytes if flags & 1; flags & 2: with expect_tx;
+// flags & 4: the state is wanted in dst; flags & 8: .noComplete.
 Flow execute_mbarrier(Warp& w, const Instruction& in, LaneMask lanes) {
     const MbarrierOp op = static_cast<MbarrierOp>(in.variant);
     for_lanes(lanes, [&](int lane) {
@@ -228,20 +238,23 @@ Flow execute_mbarrier(Warp& w, const Instruction& in, LaneMask lanes) {
         }
         u8* p = mbarrier_at(w, address, block, offset);
         Mbarrier b = load_mbarrier(p);
-        if (in.flags & 4) w.reg64(in.dst)[lane] = static_cast<u64>(b.phase) << 63;
+        if (in.flags & 4) std::memcpy(w.reg64(in.dst) + lane, p, 8);  // the state is the barrier as it was
         switch (op) {
             case MbarrierOp::inval:
                 for (u32 word = offset / 4; word < offset / 4 + 2; ++word) block->cells[word] = SharedCell{};
                 break;
             case MbarrierOp::arrive:
+            case MbarrierOp::arrive_drop: {
+                Arrival a;
                 if (in.flags & 2)
-                    arrive(w, *block, offset, 1, number, false);
+                    a.bytes = number;
                 else
-                    arrive(w, *block, offset, number, 0, false);
+                    a.count = number;
+                a.drops = op == MbarrierOp::arrive_drop;
+                a.may_complete = !(in.flags & 8);
+                arrive(w, *block, offset, a);
                 break;
-            case MbarrierOp::arrive_drop:
-                arrive(w, *block, offset, number, 0, true);
-                break;
+            }
             case MbarrierOp::expect_tx:
                 b.bytes += number;
                 store_mbarrier(p, b);
@@ -254,6 +267,12 @@ Flow execute_mbarrier(Warp& w, const Instruction& in, LaneMask lanes) {
     w.lane = -1;
     w.tick();
     grid_of(w).effect();
+    return Flow::next;
+}
+
+// mbarrier.pending_count: arrivals that were missing in a state.
+Flow execute_pending_count(Warp& w, const Instruction& in, LaneMask lanes) {
+    for_lanes(lanes, [&](int l) { w.reg32(in.dst)[l] = static_cast<u32>(w.reg64(in.src[0])[l] & 0xfffff); });
     return Flow::next;
 }
 
@@ -318,7 +337,7 @@ void mbarrier_arrive_for(Warp& w, Block& block, u32 offset, bool count_as_extra)
         ++b.pending;
         store_mbarrier(block.shared.data() + offset, b);
     }
-    arrive(w, block, offset, 1, 0, false);
+    arrive(w, block, offset, {});
 }
 
 void settle_cluster_barrier(Cluster& cluster) {
@@ -397,8 +416,12 @@ void bind_bar(Binder& b) {  // bar, barrier
 void bind_mbarrier(Binder& b) {
     Instruction& in = b.in;
     b.ignore({"shared", "shared::cta", "shared::cluster", "b64", "release", "acquire", "relaxed", "cta", "cluster"});
-    if (b.has("pending_count")) b.unsupported("mbarrier.pending_count");
-    if (b.has("noComplete")) b.unsupported(".noComplete");
+    if (b.has("pending_count")) {
+        in.dst = b.destination(0, false);
+        in.src[0] = b.source(1, true);
+        return b.run(execute_pending_count, Class::barrier);
+    }
+    in.flags = b.has("noComplete") ? 8 : 0;
     const bool try_wait = b.has("try_wait");
     if (try_wait || b.has("test_wait")) {
         in.predicate_dst = b.predicate_destination(0);
@@ -416,7 +439,6 @@ void bind_mbarrier(Binder& b) {
                           : b.has("complete_tx") ? MbarrierOp::complete_tx
                           : expects              ? MbarrierOp::expect_tx
                                                  : (b.unsupported("which operation?"), MbarrierOp::init);
-    if (op == MbarrierOp::arrive_drop && expects) b.unsupported("arrive_drop.expect_tx");
     in.variant = static_cast<u32>(op);
     in.count = b.operand(0).kind == Operand::Kind::address ? 0 : 1;
     if (in.count == 1 && b.operand(0).kind != Operand::Kind::sink) {
@@ -428,7 +450,7 @@ void bind_mbarrier(Binder& b) {
         in.src[0] = b.source(in.count + 1, false);
         in.flags |= 1;
     }
-    if (op == MbarrierOp::arrive && expects) in.flags |= 2;
+    if ((op == MbarrierOp::arrive || op == MbarrierOp::arrive_drop) && expects) in.flags |= 2;
     b.run(execute_mbarrier, Class::barrier);
 }
 

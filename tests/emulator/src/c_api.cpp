@@ -1,5 +1,7 @@
 // A C interface for Python's ctypes (tests/emulator/device.py): PTX text in, launches with arguments as bytes, errors
 // as text.
+#include <cuda.h>
+
 #include <cstring>
 
 #include "launch.h"
@@ -95,6 +97,19 @@ PYGPT_EMULATOR_API int pygpt_emulator_launch(void* module, const char* name, con
         const auto dim = [&](int i) { return Dim{dims[i], dims[i + 1], dims[i + 2]}; };
         launch(k, dim(0), dim(3), dim(6), params, dynamic_shared);
     });
+}
+
+// Encodes a tensor map as the driver API does: 128 bytes at `out`. `strides`: bytes, one less than `rank`.
+PYGPT_EMULATOR_API int pygpt_emulator_tensor_map(void* out, int type, unsigned rank, void* address,
+                                                 const unsigned long long* extents, const unsigned long long* strides,
+                                                 const unsigned* box, const unsigned* element_strides, int swizzle,
+                                                 int fill_nan) {
+    static_assert(sizeof(unsigned long long) == sizeof(cuuint64_t));
+    return cuTensorMapEncodeTiled(static_cast<CUtensorMap*>(out), static_cast<CUtensorMapDataType>(type), rank, address,
+                                  reinterpret_cast<const cuuint64_t*>(extents),
+                                  reinterpret_cast<const cuuint64_t*>(strides), box, element_strides,
+                                  CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
+                                  CU_TENSOR_MAP_L2_PROMOTION_NONE, static_cast<CUtensorMapFloatOOBfill>(fill_nan));
 }
 
 PYGPT_EMULATOR_API const char* pygpt_emulator_take_counts() {

@@ -4,6 +4,7 @@
 #include <map>
 #include <sstream>
 
+#include "linker.h"
 #include "state.h"
 
 namespace emulator {
@@ -75,6 +76,18 @@ void write(std::ostringstream& out, const InstructionCounts& c) {
 }
 
 }  // namespace
+
+std::string synchronised(const Kernel& kernel, const Counters& counters) {
+    std::string all;
+    for (std::size_t i = 0; i < kernel.code.size(); ++i) {
+        const Instruction& in = kernel.code[i];
+        const u64 times = counters.by_instruction[i].issued;
+        if (times && is_synchronising(in))
+            all += kernel.name + "\t" + std::to_string(in.line) + "\t" + std::to_string(times) + "\t" +
+                   describe(*kernel.module, in.source) + "\t" + line_of(*kernel.module, in.line) + "\n";
+    }
+    return all;
+}
 
 std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, u32 threads) {
     InstructionCounts total;

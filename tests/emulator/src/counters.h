@@ -29,6 +29,9 @@ struct Counters {
 };
 
 // One launch as a JSON object: totals by class, then a row for each CUDA source line (or PTX line where there is none).
+// The synchronising instructions that ran: kernel, PTX line, how often, source line, text, separated by tabs, one a
+// line.
+std::string synchronised(const Kernel& kernel, const Counters& counters);
 std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, u32 threads);
 
 }  // namespace emulator

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "control.h"
+#include "matrix.h"
 #include "memory.h"
 #include "options.h"
 
@@ -227,11 +228,14 @@ void Linker::link(const std::string& name) {
             bind(binder);
             binder.finish();
             if (in.opcode == "ret" && f->is_kernel) in.execute = execute_exit;
-            if (options().drop_line && in.line == options().drop_line && is_synchronising(in))
+            const Options& o = options();
+            if (o.drop_line && in.line == o.drop_line && (o.drop_kernel.empty() || o.drop_kernel == kernel_.name) &&
+                is_synchronising(in))
                 in.execute = in.predicate_dst >= 0 ? execute_set_predicate : execute_nothing;
         }
     }
 
+    find_wgmma_registers(kernel_);
     kernel_.initial_registers.assign(kernel_.register_bytes, 0);
     for (const auto& [key, slot] : constants_)
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -245,6 +249,7 @@ Kernel& link_kernel(Module& module, const std::string& name) {
     if (slot) return *slot;
     const auto f = module.functions.find(name);
     if (f == module.functions.end() || !f->second.is_kernel) throw ProgramError("the module has no kernel " + name);
+    refresh_mutation();
     auto kernel = std::make_unique<Kernel>();
     kernel->name = name;
     kernel->module = &module;

@@ -104,20 +104,24 @@ void load_fragments_a(Warp& w, const std::vector<Operand>& registers, u32 bytes,
     }
 }
 
+void load_fragments_b(Warp& w, const std::vector<Operand>& registers, u32 bytes, u32* b) {
+    const u32 e = 4 / bytes;
+    for (u32 q = 0; q < registers.size(); ++q) {
+        const u32* x = w.reg32(registers[q].slot);
+        for (u32 l = 0; l < kLanes; ++l)
+            for (u32 h = 0; h < e; ++h) b[(l % 4 * e + 4 * e * q + h) * kColumns + l / 4] = element_of(x[l], h, bytes);
+    }
+}
+
 Flow execute_mma(Warp& w, const Instruction& in, LaneMask lanes) {
     if (!converged(w, lanes)) return Flow::wait;
     const u32 k = in.count;
     const TensorInput input = static_cast<TensorInput>(in.variant);
-    const u32 bytes = static_cast<u32>(bytes_of(input)), e = 4 / bytes;
+    const u32 bytes = static_cast<u32>(bytes_of(input));
     u32 a[kRows * kMostK], b[kMostK * kColumns];
     float d[kRows * kColumns];
     load_fragments_a(w, in.operands[1].parts, bytes, k, a);
-    const std::vector<Operand>& b_registers = in.operands[2].parts;
-    for (u32 q = 0; q < b_registers.size(); ++q) {
-        const u32* x = w.reg32(b_registers[q].slot);
-        for (u32 l = 0; l < kLanes; ++l)
-            for (u32 h = 0; h < e; ++h) b[(l % 4 * e + 4 * e * q + h) * kColumns + l / 4] = element_of(x[l], h, bytes);
-    }
+    load_fragments_b(w, in.operands[2].parts, bytes, b);
     const std::vector<Operand>& c_registers = in.operands[3].parts;
     for (u32 q = 0; q < c_registers.size(); ++q) {
         const u32* x = w.reg32(c_registers[q].slot);
@@ -152,33 +156,36 @@ Flow execute_mma(Warp& w, const Instruction& in, LaneMask lanes) {
     return Flow::next;
 }
 
-// Integers: exact in 32 bits, wrapping; .satfinite clamps. type: of A (u8 or s8); type2: of B.
+// Integers: exact in 32 bits, wrapping; .satfinite clamps. d (rows, columns) += a (rows, k) b (k, columns).
+void multiply_integers(const u32* a, const u32* b, i32* d, u32 rows, u32 columns, u32 k, Type a_type, Type b_type,
+                       bool clamps) {
+    const auto value = [](u32 x, Type type) {
+        return type == Type::s8 ? static_cast<i32>(static_cast<i8>(x)) : static_cast<i32>(x);
+    };
+    for (u32 i = 0; i < rows; ++i)
+        for (u32 j = 0; j < columns; ++j) {
+            i64 sum = d[i * columns + j];
+            for (u32 x = 0; x < k; ++x)
+                sum += static_cast<i64>(value(a[i * k + x], a_type)) * value(b[x * columns + j], b_type);
+            if (clamps) sum = std::clamp<i64>(sum, INT32_MIN, INT32_MAX);
+            d[i * columns + j] = static_cast<i32>(sum);
+        }
+}
+
+// type: of A (u8 or s8); type2: of B; flags: .satfinite.
 Flow execute_integer_mma(Warp& w, const Instruction& in, LaneMask lanes) {
     if (!converged(w, lanes)) return Flow::wait;
     const u32 k = in.count;
-    i32 a[kRows][kMostK], b[kMostK][kColumns];
-    const auto value = [](u32 word, u32 h, Type type) {
-        const u8 x = static_cast<u8>(word >> (8 * h));
-        return type == Type::s8 ? static_cast<i32>(static_cast<i8>(x)) : static_cast<i32>(x);
-    };
-    for (u32 l = 0; l < kLanes; ++l)
-        for (u32 h = 0; h < 4; ++h) {
-            for (u32 q = 0; q < in.operands[1].parts.size(); ++q)
-                a[l / 4 + 8 * (q % 2)][l % 4 * 4 + 16 * (q / 2) + h] =
-                    value(w.reg32(in.operands[1].parts[q].slot)[l], h, in.type);
-            for (u32 q = 0; q < in.operands[2].parts.size(); ++q)
-                b[l % 4 * 4 + 16 * q + h][l / 4] = value(w.reg32(in.operands[2].parts[q].slot)[l], h, in.type2);
-        }
-    u32 d[4][kLanes];
+    u32 a[kRows * kMostK], b[kMostK * kColumns];
+    i32 d[kRows * kColumns];
+    load_fragments_a(w, in.operands[1].parts, 1, k, a);
+    load_fragments_b(w, in.operands[2].parts, 1, b);
+    const auto place = [](u32 q, u32 l) { return (l / 4 + 8 * (q / 2)) * kColumns + l % 4 * 2 + q % 2; };
     for (u32 q = 0; q < 4; ++q)
-        for (u32 l = 0; l < kLanes; ++l) {
-            const u32 row = l / 4 + 8 * (q / 2), column = l % 4 * 2 + q % 2;
-            i64 sum = static_cast<i32>(w.reg32(in.operands[3].parts[q].slot)[l]);
-            for (u32 i = 0; i < k; ++i) sum += static_cast<i64>(a[row][i]) * b[i][column];
-            if (in.flags) sum = std::clamp<i64>(sum, INT32_MIN, INT32_MAX);
-            d[q][l] = static_cast<u32>(sum);
-        }
-    for (u32 q = 0; q < 4; ++q) std::memcpy(w.reg32(in.operands[0].parts[q].slot), d[q], sizeof d[q]);
+        for (u32 l = 0; l < kLanes; ++l) d[place(q, l)] = static_cast<i32>(w.reg32(in.operands[3].parts[q].slot)[l]);
+    multiply_integers(a, b, d, kRows, kColumns, k, in.type, in.type2, in.flags);
+    for (u32 q = 0; q < 4; ++q)
+        for (u32 l = 0; l < kLanes; ++l) w.reg32(in.operands[0].parts[q].slot)[l] = static_cast<u32>(d[place(q, l)]);
     if (grid_of(w).counters.on)
         grid_of(w).counters.by_instruction[instruction_index(w)].tensor_macs += kRows * kColumns * k;
     return Flow::next;
@@ -251,7 +258,21 @@ void load_matrix(Warp& w, const Actor& agent, u64 descriptor, u32 mn, u32 k, u32
         }
 }
 
-constexpr u32 kNegateA = 1, kNegateB = 2, kTransposeA = 4, kTransposeB = 8, kRegistersA = 16;
+// Registers of A must not be in flight as accumulators, and no register may have been touched since the last
+// wgmma.fence ("wgmma.fence").
+void check_wgmma_registers(Warp& w, const Instruction& in, const Warpgroup& group) {
+    const u32 q = w.index % 4;
+    for (std::size_t k : {0, 1})
+        for (const Operand& o : in.operands[k].parts) {
+            if (k == 1 && !group.written_by[q].empty() && group.written_by[q][o.slot / 128] > group.waited[q])
+                fault(w, "takes A from a register that a wgmma in flight writes, with no wgmma.wait_group between");
+            if (w.fence_period <= (w.touched.empty() ? 1 : w.touched[o.slot / 128]))
+                fault(w, "warp " + std::to_string(w.index) +
+                             " has touched a register of this wgmma with no wgmma.fence between");
+        }
+}
+
+constexpr u32 kNegateA = 1, kNegateB = 2, kTransposeA = 4, kTransposeB = 8, kRegistersA = 16, kClamps = 32;
 constexpr u32 kScaleByPredicate = 2;
 
 // D (64, n) = A (64, k) B (k, n) (+ D). variant: n; count: k; type: of D; type2: of A and B; flags as above; src[0],
@@ -282,13 +303,15 @@ Flow execute_wgmma(Warp& w, const Instruction& in, LaneMask lanes) {
 
     const u32 n = in.variant, k = in.count;
     TensorInput input{};
-    tensor_input_of(in.type2, input);
-    const u32 bytes = static_cast<u32>(bytes_of(input));
+    const bool integers = !tensor_input_of(in.type2, input);
+    const u32 bytes = integers ? 1 : static_cast<u32>(bytes_of(input));
     Clock knows;
     for (u32 q = 0; q < 4; ++q) knows.join(block.warps[first + q].clock);
     const u32 agent = cluster_of(w).wgmma_agent(w), time = ++group.time;
     const Actor reader{agent, time, &knows, true, false};
 
+    if (options().check_async)
+        for (u32 q = 0; q < 4; ++q) check_wgmma_registers(block.warps[first + q], in, group);
     std::vector<u32> a(64 * k), b(k * n);
     const auto same_descriptor = [&](u32 slot, const char* which) {
         const u64 value = w.reg64(slot)[0];
@@ -312,17 +335,27 @@ Flow execute_wgmma(Warp& w, const Instruction& in, LaneMask lanes) {
                 b.data(), 1, n);
 
     const std::vector<Operand>& d = in.operands[0].parts;
-    std::vector<float> sum(16 * n);
+    std::vector<float> sum(integers ? 0 : 16 * n);
+    std::vector<i32> total(integers ? 16 * n : 0);
     for (u32 q = 0; q < 4; ++q) {
         Warp& warp = block.warps[first + q];
         const bool adds =
             in.src[2] == kScaleByPredicate ? warp.predicate(in.predicate_src, in.predicate_src_negated) & 1 : in.src[2];
-        const bool wide = in.type == Type::f32;
+        const bool wide = in.type != Type::f16;
         // A register i of lane l: rows l / 4 and + 8, columns 8 j + 2 (l % 4) and the next one.
         const auto place = [&](u32 i, u32 l, u32 h) {
             const u32 row = l / 4 + 8 * (wide ? i / 2 % 2 : i % 2), j = wide ? i / 4 : i / 2;
             return row * n + 8 * j + l % 4 * 2 + (wide ? i % 2 : h);
         };
+        if (integers) {
+            for (u32 i = 0; i < d.size(); ++i)
+                for (u32 l = 0; l < kLanes; ++l)
+                    total[place(i, l, 0)] = adds ? static_cast<i32>(warp.reg32(d[i].slot)[l]) : 0;
+            multiply_integers(&a[q * 16 * k], b.data(), total.data(), 16, n, k, in.type2, in.type2, in.flags & kClamps);
+            for (u32 i = 0; i < d.size(); ++i)
+                for (u32 l = 0; l < kLanes; ++l) warp.reg32(d[i].slot)[l] = static_cast<u32>(total[place(i, l, 0)]);
+            continue;
+        }
         for (u32 i = 0; i < d.size(); ++i) {
             const u32* x = warp.reg32(d[i].slot);
             for (u32 l = 0; l < kLanes; ++l)
@@ -337,18 +370,28 @@ Flow execute_wgmma(Warp& w, const Instruction& in, LaneMask lanes) {
         else
             tensor_core(&a[q * 16 * k], b.data(), sum.data(), 16, static_cast<int>(n), static_cast<int>(k), n, input,
                         wgmma_model(input));
-        std::vector<u32>& in_flight = group.registers_in_flight[q];
-        in_flight.resize(grid_of(w).kernel->register_bytes / 128 + 1);
         for (u32 i = 0; i < d.size(); ++i) {
             u32* x = warp.reg32(d[i].slot);
             for (u32 l = 0; l < kLanes; ++l)
                 x[l] = wide ? std::bit_cast<u32>(sum[place(i, l, 0)])
                             : float_to_half(sum[place(i, l, 0)]) | static_cast<u32>(float_to_half(sum[place(i, l, 1)]))
                                                                        << 16;
-            in_flight[d[i].slot / 128] = time;
         }
     }
+    for (u32 q = 0; q < 4; ++q) {
+        const std::size_t registers = grid_of(w).kernel->register_bytes / 128 + 1;
+        group.written_by[q].resize(registers);
+        group.read_by[q].resize(registers);
+        for (const Operand& o : d) group.written_by[q][o.slot / 128] = time;
+        for (const Operand& o : in.operands[1].parts) group.read_by[q][o.slot / 128] = time;
+    }
     if (grid_of(w).counters.on) grid_of(w).counters.by_instruction[instruction_index(w)].tensor_macs += 64ull * n * k;
+    return Flow::next;
+}
+
+// wgmma.fence: what ordinary instructions did to registers before it is done before a wgmma after it.
+Flow execute_wgmma_fence(Warp& w, const Instruction&, LaneMask) {
+    ++w.fence_period;
     return Flow::next;
 }
 
@@ -384,15 +427,54 @@ void bind_matrix_move(Binder& b, bool stores) {
 
 }  // namespace
 
-// A register that a wgmma in flight writes must not be touched by anything else.
-void check_registers_in_flight(Warp& w, const Instruction& in) {
-    Warpgroup& group = w.block->warpgroups[w.index / 4];
-    const std::vector<u32>& in_flight = group.registers_in_flight[w.index % 4];
-    const u32 waited = group.waited[w.index % 4];
-    if (in.execute == execute_wgmma || in_flight.empty()) return;
-    for (u32 slot : in.register_slots)
-        if (in_flight[slot / 128] > waited)
-            fault(w, "touches a register that a wgmma in flight writes, with no wgmma.wait_group between");
+void find_wgmma_registers(Kernel& kernel) {
+    std::vector<bool> used(kernel.register_bytes / 128 + 1);
+    const auto is_wgmma = [](const Instruction& in) { return in.execute == execute_wgmma; };
+    for (const Instruction& in : kernel.code)
+        if (is_wgmma(in))
+            for (std::size_t k : {0, 1})
+                for (const Operand& o : in.operands[k].parts) used[o.slot / 128] = true;
+    for (Instruction& in : kernel.code) {
+        if (is_wgmma(in)) continue;
+        for (u32 slot : in.register_slots)
+            if (used[slot / 128]) in.wgmma_touches.push_back(slot);
+        if (in.wgmma_touches.empty() || in.operands.empty()) continue;
+        const auto written = [&](const Operand& o) {
+            if (o.kind == Operand::Kind::reg && used[o.slot / 128]) in.wgmma_writes.push_back(o.slot);
+        };
+        const Operand& first = in.operands[0];  // what an instruction writes stands first; an address there is read
+        if (first.kind == Operand::Kind::vector)
+            for (const Operand& o : first.parts) written(o);
+        else
+            written(first);
+    }
+}
+
+void touch_wgmma_registers(Warp& w, const Instruction& in) {
+    const u32 q = w.index % 4;
+    const Warpgroup& group = w.block->warpgroups[w.index / 4];
+    const u32 waited = group.waited[q];
+    if (!group.written_by[q].empty()) {
+        for (u32 slot : in.wgmma_touches)
+            if (group.written_by[q][slot / 128] > waited)
+                fault(w, "touches a register that a wgmma in flight writes, with no wgmma.wait_group between");
+        for (u32 slot : in.wgmma_writes)
+            if (group.read_by[q][slot / 128] > waited)
+                fault(w, "writes a register that a wgmma in flight reads, with no wgmma.wait_group between");
+    }
+    w.touched.resize(grid_of(w).kernel->register_bytes / 128 + 1, 1);
+    if (in.opcode == "mov") {
+        // Compilers place copies anywhere, and drop them: a copy is as old as what it copies.
+        u32 period = 1;
+        for (std::size_t k = 1; k < in.operands.size(); ++k) {
+            period =
+                std::max(period, in.operands[k].kind == Operand::Kind::reg ? w.touched[in.operands[k].slot / 128] : 1);
+            for (const Operand& o : in.operands[k].parts) period = std::max(period, w.touched[o.slot / 128]);
+        }
+        for (u32 slot : in.wgmma_writes) w.touched[slot / 128] = period;
+    } else {
+        for (u32 slot : in.wgmma_touches) w.touched[slot / 128] = w.fence_period;
+    }
 }
 
 void bind_ldmatrix(Binder& b) {
@@ -444,7 +526,7 @@ void bind_mma(Binder& b) {
 void bind_wgmma(Binder& b) {
     Instruction& in = b.in;
     b.ignore({"sync", "aligned"});
-    if (b.has("fence")) return b.run(execute_nothing, Class::barrier);  // order of registers: see the README's list
+    if (b.has("fence")) return b.run(execute_wgmma_fence, Class::barrier);
     if (b.has("commit_group")) return b.run(execute_wgmma_commit, Class::tensor);
     if (b.has("wait_group")) {
         in.count = static_cast<u32>(b.immediate(0));
@@ -461,12 +543,14 @@ void bind_wgmma(Binder& b) {
     in.type = b.type(0);
     in.type2 = b.type(1);
     TensorInput input;
-    if (in.variant == 0 || !tensor_input_of(in.type2, input) || b.type(2) != in.type2)
+    const bool integers = in.type2 == Type::s8 || in.type2 == Type::u8;
+    if (in.variant == 0 || (!integers && !tensor_input_of(in.type2, input)) || b.type(2) != in.type2)
         b.unsupported("these types or this shape");
-    if ((in.type != Type::f32 && in.type != Type::f16) || in.count * static_cast<u32>(bytes_of(input)) != 32)
-        b.unsupported("these types");
+    const u32 bytes = integers ? 1 : static_cast<u32>(bytes_of(input));
+    const bool fits = integers ? in.type == Type::s32 : in.type == Type::f32 || in.type == Type::f16;
+    if (!fits || in.count * bytes != 32) b.unsupported("these types");
     b.vector(0, false);
-    if (in.operands[0].parts.size() != in.variant / (in.type == Type::f32 ? 2 : 4))
+    if (in.operands[0].parts.size() != in.variant / (in.type == Type::f16 ? 4 : 2))
         b.unsupported("this number of registers");
     const bool registers = b.operand(1).kind == Operand::Kind::vector;
     if (registers)
@@ -481,13 +565,14 @@ void bind_wgmma(Binder& b) {
         in.src[2] = b.immediate(3) != 0;
     }
     const auto immediate = [&](std::size_t k) { return b.operands() > k ? b.immediate(k) : 0; };
-    in.flags = (registers ? kRegistersA : 0) | (immediate(4) < 0 ? kNegateA : 0) | (immediate(5) < 0 ? kNegateB : 0);
+    in.flags = (registers ? kRegistersA : 0) | (b.has("satfinite") ? kClamps : 0) | (immediate(4) < 0 ? kNegateA : 0) |
+               (immediate(5) < 0 ? kNegateB : 0);
     const bool last = immediate(6), after = immediate(7);
     if (registers)
         in.flags |= last ? kTransposeB : 0;
     else
         in.flags |= (last ? kTransposeA : 0) | (after ? kTransposeB : 0);
-    if (bytes_of(input) != 2 && (in.flags & (kTransposeA | kTransposeB))) b.unsupported("transposition of this type");
+    if (bytes != 2 && (in.flags & (kTransposeA | kTransposeB))) b.unsupported("transposition of this type");
     b.run(execute_wgmma, Class::tensor);
 }
 

@@ -3,7 +3,10 @@
 
 namespace emulator {
 
-// Faults if the instruction names a register that a wgmma in flight writes.
-void check_registers_in_flight(Warp& w, const Instruction& in);
+// An ordinary instruction that touches registers which wgmma uses: faults if one in flight still works on them; notes
+// that a wgmma.fence must come before the next.
+void touch_wgmma_registers(Warp& w, const Instruction& in);
+// Fills wgmma_touches and wgmma_writes of all instructions.
+void find_wgmma_registers(Kernel& kernel);
 
 }  // namespace emulator

@@ -92,6 +92,12 @@ void device_free(void* p) {
     std::free(p);
 }
 
+bool is_read_only(u64 address) {
+    if (!options().check_readonly) return false;
+    const Range* r = range_at(address);
+    return r && address < r->end && !r->writable;
+}
+
 u8* global_pointer(Warp& w, u64 address, u32 bytes, bool write) {
     const Range* r = range_at(address);
     if (options().check_bounds && (!r || address + bytes > r->end)) {

@@ -15,6 +15,8 @@ void device_free(void* p);
 void device_register(const void* p, std::size_t bytes, bool writable);  // ranges may overlap
 void device_unregister(const void* p);
 
+bool is_read_only(u64 address);  // registered so, and kept so by check_readonly: nothing there can race
+
 // A pointer to `bytes` of global memory at `address`, after the checks of bounds and permission.
 u8* global_pointer(Warp& w, u64 address, u32 bytes, bool write);
 // Of shared memory at a shared or generic address; `block` and `offset` say whose and where.

@@ -16,6 +16,10 @@ Setter number(T Options::* field) {
     };
 }
 
+Setter text(std::string Options::* field) {
+    return [field](Options& o, const std::string& value) { o.*field = value; };
+}
+
 const std::map<std::string, Setter>& setters() {
     static const std::map<std::string, Setter> table = {
         {"arch", number(&Options::arch)},
@@ -36,19 +40,24 @@ const std::map<std::string, Setter>& setters() {
         {"instruction_limit", number(&Options::instruction_limit)},
         {"stall_limit", number(&Options::stall_limit)},
         {"count", number(&Options::count)},
+        {"counts_file", text(&Options::counts_file)},
+        {"synchronised_file", text(&Options::synchronised_file)},
         {"drop_line", number(&Options::drop_line)},
+        {"drop_kernel", text(&Options::drop_kernel)},
         {"fast_mma", number(&Options::fast_mma)},
     };
     return table;
 }
 
+void set_from_environment(Options& o, const std::string& name) {
+    std::string variable = "PYGPT_EMULATOR_";
+    for (char c : name) variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    if (const char* value = std::getenv(variable.c_str())) setters().at(name)(o, value);
+}
+
 Options from_environment() {
     Options o;
-    for (const auto& [name, set] : setters()) {
-        std::string variable = "PYGPT_EMULATOR_";
-        for (char c : name) variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-        if (const char* value = std::getenv(variable.c_str())) set(o, value);
-    }
+    for (const auto& entry : setters()) set_from_environment(o, entry.first);
     return o;
 }
 
@@ -57,6 +66,10 @@ Options from_environment() {
 Options& options() {
     static Options o = from_environment();
     return o;
+}
+
+void refresh_mutation() {
+    for (const char* name : {"synchronised_file", "drop_line", "drop_kernel"}) set_from_environment(options(), name);
 }
 
 bool set_option(const std::string& name, const std::string& value) {

@@ -31,15 +31,20 @@ struct Options {
 
     // Limits, in warp instructions.
     u64 instruction_limit = 2'000'000'000;  // one launch
-    u64 stall_limit = 20'000'000;           // since anything visible happened: nobody can end this wait
+    u64 stall_limit = 10'000'000;           // since anything visible happened: nobody can end this wait
 
     // Tools.
-    bool count = false;     // count what resources instructions use (counters.h)
-    int drop_line = 0;      // mutation: the synchronising instruction on this PTX line does nothing
-    bool fast_mma = false;  // fused multiply-adds instead of the tensor cores' arithmetic: faster, other bits
+    bool count = false;             // count what resources instructions use (counters.h)
+    std::string counts_file;        // and append them there, a launch a line of JSON
+    std::string synchronised_file;  // append there which synchronising instructions a launch ran: for mutation
+    int drop_line = 0;              // mutation: the synchronising instruction on this PTX line does nothing
+    std::string drop_kernel;        // if its kernel has this name
+    bool fast_mma = false;          // fused multiply-adds instead of the tensor cores' arithmetic: faster, other bits
 };
 
 Options& options();
+// Reads what the mutation tool sets from the environment again: it changes between a process and its forks.
+void refresh_mutation();
 
 // Sets an option by its name in the struct; false if there is none of that name.
 bool set_option(const std::string& name, const std::string& value);

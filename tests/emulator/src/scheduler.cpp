@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cfenv>
 #include <cstring>
+#include <fstream>
 #include <optional>
 
 #include "barriers.h"
@@ -237,8 +238,7 @@ void run_warp(Warp& w, u32 turn_length) {
             if (lanes) {
                 w.current = &in;
                 w.group = g;
-                if (!w.block->warpgroups[w.index / 4].registers_in_flight[w.index % 4].empty() && options().check_async)
-                    check_registers_in_flight(w, in);
+                if (!in.wgmma_touches.empty() && options().check_async) touch_wgmma_registers(w, in);
                 flow = in.execute(w, in, lanes);
                 if (grid.counters.on) {
                     InstructionCounts& c = grid.counters.by_instruction[g->pc];
@@ -480,14 +480,21 @@ void launch(Kernel& kernel, Dim grid, Dim block, Dim cluster, const std::vector<
     g.dynamic_shared = dynamic_shared;
     g.launch = ++launches;
     g.random.seed(options().seed);
-    g.counters.on = options().count;
+    g.counters.on = options().count || !options().synchronised_file.empty();
     if (g.counters.on) g.counters.start(kernel);
     const u64 clusters = grid.count() / cluster.count();
     const u32 per = blocks_per_multiprocessor(kernel, static_cast<u32>(block.count()), dynamic_shared);
     const u64 resident =
         std::max<u64>(1, static_cast<u64>(per) * static_cast<u64>(options().multiprocessors) / cluster.count());
     Scheduler(g, static_cast<u32>(clusters), static_cast<u32>(std::min(resident, clusters))).run();
-    if (g.counters.on) counts().push_back(to_json(kernel, g.counters, grid.count(), static_cast<u32>(block.count())));
+    if (!options().synchronised_file.empty())
+        std::ofstream(options().synchronised_file, std::ios::app) << synchronised(kernel, g.counters);
+    if (!options().count) return;
+    std::string json = to_json(kernel, g.counters, grid.count(), static_cast<u32>(block.count()));
+    if (options().counts_file.empty())
+        counts().push_back(std::move(json));
+    else
+        std::ofstream(options().counts_file, std::ios::app) << json + "\n";
 }
 
 std::string take_counts() {

@@ -1,10 +1,11 @@
-// Races, uninitialised reads and missing proxy fences, from shadow memory: per word the last write and some last reads.
+// Races, uninitialised reads and missing proxy fences, from shadow memory: per word the last write and the reads since.
 // Two accesses race if they overlap, one writes, not both are strong, and the later actor does not know of the earlier.
 #include "shadow.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "memory.h"
 #include "options.h"
 
 namespace emulator {
@@ -35,25 +36,37 @@ Access record(Warp& w, const Actor& a, u8 bytes) {
     return r;
 }
 
-// Keeps a read: in the place of one it makes superfluous, else a free one, else of a warp rather than of an
-// asynchronous operation (whose reads a later write meets most often).
-template <std::size_t N>
-void keep_read(Warp& w, const Actor& a, Access (&reads)[N], u8 bytes) {
+// Keeps a read: in the place of one that it makes superfluous, else in a free place, else in a new one.
+template <int Few>
+void keep_read(Warp& w, const Actor& a, Reads<Few>& reads, u8 bytes) {
     const u32 mine = cluster_number(w);
-    Access* place = nullptr;
-    for (Access& r : reads)
-        if (r.time && r.cluster == mine && r.agent == a.agent) {
-            place = &r;
-            bytes |= r.bytes;
-            break;
-        }
-    for (std::size_t i = 0; i < N && !place; ++i)
-        if (reads[i].time == 0) place = &reads[i];
-    for (std::size_t i = 0; i < N && !place; ++i)
-        if (a.knows->knows(mine, reads[i].cluster, reads[i].agent, reads[i].time)) place = &reads[i];
-    for (std::size_t i = 0; i < N && !place; ++i)
-        if (!reads[i].asynchronous) place = &reads[i];
-    *(place ? place : &reads[0]) = record(w, a, bytes);
+    Access *own = nullptr, *free = nullptr, *known = nullptr;
+    reads.for_each([&](Access& r) {
+        if (r.time == 0)
+            free = &r;
+        else if (r.cluster == mine && r.agent == a.agent && (r.time == a.time || !(r.bytes & ~bytes)))
+            own = &r;
+        else if (!free && !known && !(r.bytes & ~bytes) && a.knows->knows(mine, r.cluster, r.agent, r.time))
+            known = &r;
+    });
+    if (own) bytes |= own->bytes;
+    Access* place = own ? own : free ? free : known;
+    if (place) {
+        *place = record(w, a, bytes);
+        return;
+    }
+    if (!reads.more) reads.more = std::make_unique<std::vector<Access>>();
+    if (reads.more->size() < Reads<Few>::kMost) reads.more->push_back(record(w, a, bytes));
+}
+
+template <int Few>
+void forget_reads(Reads<Few>& reads, u8 bytes) {
+    reads.for_each([&](Access& r) {
+        if ((r.bytes &= static_cast<u8>(~bytes)) == 0) r.time = 0;
+    });
+    if (!reads.more) return;
+    std::erase_if(*reads.more, [](const Access& r) { return r.time == 0; });
+    if (reads.more->empty()) reads.more.reset();
 }
 
 std::string name_bytes(u32 offset, u8 bytes) {
@@ -146,10 +159,11 @@ void shared_write(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) 
                 fault(w, "race: writes " + name_bytes(word * 4, mine) + ", also written by " +
                              describe(grid_of(w), cell.write) +
                              " with no synchronisation between (a race even if both write the same value)");
-            for (const Access& r : cell.reads)
+            cell.reads.for_each([&](const Access& r) {
                 if (unordered(w, a, r, mine))
                     fault(w, "race: writes " + name_bytes(word * 4, mine) + " while " + describe(grid_of(w), r) +
                                  " may still read it");
+            });
         }
         // Writes of one warp at one time add up; others replace what was known of the word.
         const u8 lane = a.asynchronous || w.lane < 0 ? 0xff : static_cast<u8>(w.lane);
@@ -160,8 +174,7 @@ void shared_write(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) 
         cell.epoch = w.epoch;
         cell.initialised |= mine;
         cell.barrier = 0;
-        for (Access& r : cell.reads)
-            if ((r.bytes &= static_cast<u8>(~mine)) == 0) r.time = 0;
+        forget_reads(cell.reads, mine);
     }
 }
 
@@ -174,7 +187,7 @@ void set_in_flight(Block& block, u32 offset, u32 bytes, bool in_flight) {
 }
 
 void global_read(Warp& w, const Actor& a, u64 address, u32 bytes) {
-    if (!options().check_global) return;
+    if (!options().check_global || is_read_only(address)) return;
     for (u64 word = address / 4; word <= (address + bytes - 1) / 4; ++word) {
         GlobalCell& cell = global_cell(w, word);
         const u64 first = std::max(address, word * 4), last = std::min(address + bytes, word * 4 + 4);
@@ -195,16 +208,16 @@ void global_write(Warp& w, const Actor& a, u64 address, u32 bytes) {
         if (unordered(w, a, cell.write, mine))
             fault(w, "race: writes " + global_place(first) + ", also written by " + describe(grid_of(w), cell.write) +
                          " with no order between them (a race even if both write the same value)");
-        for (const Access& r : cell.reads)
+        cell.reads.for_each([&](const Access& r) {
             if (unordered(w, a, r, mine))
                 fault(w, "race: writes " + global_place(first) + " while " + describe(grid_of(w), r) +
                              " may still read it");
+        });
         const bool same =
             cell.write.agent == a.agent && cell.write.time == a.time && cell.write.cluster == cluster_number(w);
         const u8 before = same ? cell.write.bytes : 0;
         cell.write = record(w, a, mine | before);
-        for (Access& r : cell.reads)
-            if ((r.bytes &= static_cast<u8>(~mine)) == 0) r.time = 0;
+        forget_reads(cell.reads, mine);
     }
 }
 

@@ -47,9 +47,23 @@ struct Access {
     u8 bytes = 0;  // which of the four
     u8 strong : 1 = 0, asynchronous : 1 = 0;
 };
+// Reads since the word was last written, by every agent that read it and that a later write must know of.
+template <int Few>
+struct Reads {
+    static constexpr std::size_t kMost = 64;  // those beyond are forgotten
+    Access few[Few];
+    std::unique_ptr<std::vector<Access>> more;
+
+    template <class F>
+    void for_each(F f) {
+        for (Access& r : few) f(r);
+        if (more)
+            for (Access& r : *more) f(r);
+    }
+};
 struct SharedCell {
     Access write;
-    Access reads[3];
+    Reads<3> reads;
     u32 epoch = 0;                      // of the writing warp: how often its lanes had synchronised
     u8 lane = 0xff;                     // that wrote; 0xff if it does not matter
     u8 initialised = 0, in_flight = 0;  // bytes that something wrote; that an asynchronous copy is going to write
@@ -58,7 +72,7 @@ struct SharedCell {
 struct GlobalCell {
     u32 launch = 0;  // the cell is blank unless it is of this launch
     Access write;
-    Access reads[2];
+    Reads<2> reads;
 };
 
 // ---- Warps
@@ -113,6 +127,10 @@ struct Warp {
     std::vector<PendingCopy> copies;
     std::vector<PendingStore> stores;
     u32 copy_group = 1, store_group = 1;
+    // wgmma.fence: by register, the period between fences in which an ordinary instruction last touched it. Everything
+    // counts as touched at the start, so that the first wgmma needs a fence too.
+    std::vector<u32> touched;
+    u32 fence_period = 1;
     u32 cluster_phase[kLanes] = {};  // the cluster-barrier phase each lane has arrived at and not waited for, plus 1
 
     // During an instruction:
@@ -154,10 +172,10 @@ struct MbarrierClocks {
 struct Warpgroup {
     u32 arrived = 0, done = 0;  // bits by warp: has come to the instruction; may go on from it
     const Instruction* at = nullptr;
-    u32 time = 0;                             // of its agent
-    std::vector<u32> committed[4];            // by warp: the time at the end of each group
-    u32 waited[4] = {};                       // by warp: the last time waited for
-    std::vector<u32> registers_in_flight[4];  // by warp and register: time of the wgmma that writes it
+    u32 time = 0;                                // of its agent
+    std::vector<u32> committed[4];               // by warp: the time at the end of each group
+    u32 waited[4] = {};                          // by warp: the last time waited for
+    std::vector<u32> written_by[4], read_by[4];  // by warp and register: time of the last wgmma that does
 };
 
 struct Block {
