@@ -41,6 +41,7 @@ import pygpt
 from pygpt import machine
 from pygpt.cli import Parser
 from pygpt.extension import C
+from pygpt.train.config import MOST_THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # behind the installed pygpt
@@ -312,8 +313,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.device == "cuda":
         why_none = C.cuda_devices()[1]
         parser.error(f"--device cuda: {why_none or 'pygpt has no CUDA kernels yet'}")
-    if arguments.threads is not None and not 1 <= arguments.threads <= 1024:  # OpenMP dies of a million
-        parser.error(f"--threads must be from 1 to 1024, but is {arguments.threads}")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
+        parser.error(f"--threads must be from 1 to {MOST_THREADS}, but is {arguments.threads}")
     for file in (arguments.json, arguments.plot):
         if file and not file.parent.is_dir():
             parser.error(f"there is no folder {file.parent} to write {file.name} into")

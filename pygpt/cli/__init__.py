@@ -85,7 +85,9 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise  # PyTorch has no type of its own for this error
         if os.environ.get("PYGPT_TRACEBACK"):
             raise
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
@@ -97,4 +99,4 @@ def one_line(error: BaseException) -> str:
     text: Any = error
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
-    return " ".join(str(text).split())
+    return " ".join(str(text).split()) or type(error).__name__

@@ -38,10 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Write one text as it comes, or several one after another."""
     import torch
 
+    from pygpt.train.config import MOST_THREADS
     from pygpt.train.run import load_model
     from pygpt.train.text import prompt_tokens
 
     if arguments.threads is not None:
+        if not 1 <= arguments.threads <= MOST_THREADS:
+            raise ValueError(f"threads must be from 1 to {MOST_THREADS}, not {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model)
     model.to(arguments.device)

@@ -18,6 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MOST_THREADS = 1024  # OpenMP, which PyTorch computes with, ends the process when it cannot start what it is asked for
 CORPUS = "python-docs"  # as --data: the documentation inside Python's own standard library
 
 
@@ -29,11 +30,11 @@ def _option(
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
     above: bool = False,
+    maximum: int | None = None,
 ) -> Any:
     """A field of the configuration: what its values are, and what ``--help`` says of it."""
-    return field(
-        default=default, metadata={"kind": kind, "text": text, "choices": choices, "minimum": minimum, "above": above}
-    )
+    limits = {"minimum": minimum, "above": above, "maximum": maximum}
+    return field(default=default, metadata={"kind": kind, "text": text, "choices": choices, **limits})
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,12 @@ class TrainConfig:
         str, "fp32", "arithmetic of forward and backward; parameters stay fp32", choices=("fp32", "bf16")
     )
     device: str = _option(str, "cpu", "cpu, cuda or cuda:N")
-    threads: int | None = _option(int, None, "CPU threads (as many as PyTorch takes)", minimum=1)
-    seed: int = _option(int, 0, "of the initial weights, the order of the data and dropout", minimum=0)
+    threads: int | None = _option(
+        int, None, "CPU threads (as many as PyTorch takes)", minimum=1, maximum=MOST_THREADS
+    )
+    seed: int = _option(
+        int, 0, "of the initial weights, the order of the data and dropout", minimum=0, maximum=2**63 - 1
+    )
     spike_sigma: float = _option(
         float, 6.0, "skip a step whose loss or gradient norm is so many deviations above the mean; 0 never", minimum=0
     )
@@ -228,3 +233,6 @@ def _check(option: "Field[Any]", value: Any) -> None:
         raise ValueError(f"{option.name} must be one of {', '.join(option.metadata['choices'])}, not {value!r}")
     if minimum is not None and not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
         raise ValueError(f"{option.name} must be {'above' if above else 'at least'} {minimum:g}, not {value:g}")
+    maximum = option.metadata["maximum"]
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{option.name} must be at most {maximum}, not {value}")

@@ -23,6 +23,7 @@ import torch
 
 from pygpt.files import atomic_path, read_json
 from pygpt.models import GPT, GPTConfig
+from pygpt.models.memory import free_memory
 from pygpt.optim import AdamW
 from pygpt.text import BatchLoader, TokenFile, Tokenizer, prepare, sequential_batches
 from pygpt.train.checkpoint import Checkpoints
@@ -51,7 +52,8 @@ def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> No
         progress: show a progress bar while the text is read.
 
     Raises: FileExistsError if there is something in the folder; ValueError, FileNotFoundError or OSError naming what is
-        wrong with the configuration, the text, the tokenizer or the folder. Then there is no folder.
+        wrong with the configuration, the text, the tokenizer or the folder; MemoryError if a step needs more memory
+        than is free. Then there is no folder.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -72,6 +74,7 @@ def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> No
             tokenizer = Tokenizer.load(prepared)
             config = replace(config, data=(str(prepared.resolve()),))
         data = prepared or temporary / "data"
+        _check_memory(model_config(config, tokenizer.vocab_size), config)
         _batches(data, tokenizer, config, context_length)  # refuses what is damaged or too short
         _validation(data, tokenizer, config, context_length)
         config.save(temporary / "config.toml")
@@ -106,7 +109,8 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
         display: what is told of the progress.
 
     Yields: the trainer.
-    Raises: FileNotFoundError, ValueError or OSError naming what is missing, damaged, or does not fit together.
+    Raises: FileNotFoundError, ValueError or OSError naming what is missing, damaged, or does not fit together;
+        MemoryError if a step needs more memory than is free.
     """
     folder = Path(folder)
     display = display or Display()
@@ -117,6 +121,7 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
         data = _prepared_folder(config) or folder / "data"
         checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         paths = checkpoints.paths()
+        _check_memory(model_config(config, tokenizer.vocab_size), config)
         torch.manual_seed(config.seed)
         if paths:
             model = GPT.from_pretrained(paths[-1]).to(_device(config))
@@ -240,6 +245,26 @@ def _validation(
         return []
     file = TokenFile(data, "validation", tokenizer)
     return list(sequential_batches(file, config.batch_size, context_length, config.eval_batches))
+
+
+def _check_memory(shape: GPTConfig, config: TrainConfig) -> None:
+    """Refuse what would end in the system killing this process: it gives memory away before it knows that it has it.
+
+    Counted is what a step cannot do without: parameters, gradients and AdamW's two moments; the batches of a step; of
+    one batch what each block keeps for its backward pass.
+    """
+    free = free_memory(_device(config))
+    tokens = config.batch_size * shape.context_length
+    head_sizes = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim  # q, k, v and attention's result
+    in_dtype = head_sizes + shape.hidden_dim if not config.checkpoint_blocks else 0
+    kept = tokens * shape.num_layers * (in_dtype * DTYPES[config.dtype].itemsize + shape.embedding_dim * 4)
+    needed = 4 * 4 * shape.num_parameters() + 2 * 8 * tokens * config.accumulate + kept
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"a step needs at least {needed / 2**30:,.1f} GiB ({shape.num_parameters():,} parameters, {tokens:,} "
+            f"tokens at a time), but {config.device} has {free / 2**30:,.1f} GiB free: use a smaller batch_size, "
+            "accumulate, context or model, or checkpoint_blocks"
+        )
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -47,6 +47,7 @@ def test_errors_fit_in_one_line() -> None:
     assert one_line(ValueError("two\nlines")) == "two lines"
     assert one_line(OSError(28, "No space left on device", "run/file")) == "No space left on device: run/file"
     assert one_line(OSError("no number")) == "no number"
+    assert one_line(MemoryError()) == "MemoryError"
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

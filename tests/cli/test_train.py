@@ -127,6 +127,10 @@ def test_mistakes_leave_no_folder(text: Path, tmp_path: Path, fails: Run) -> Non
         (["--positions", "rotary"], "positions"),
         (["--device", "tpu"], "device must be cpu, cuda or cuda:N, not 'tpu'"),
         (["--lr", "nan"], "lr must be above 0, not nan"),
+        (["--threads", "100000"], "threads must be at most 1024"),
+        (["--batch-size", "1000000000"], "a step needs at least"),
+        (["--batch-size", "2", "--accumulate", "1000000000"], "a step needs at least"),
+        (["--layers", "100000000"], "GiB (328,000,"),
         (["--config", str(tmp_path / "bad.toml")], "unknown key 'stepz'; did you mean 'steps'?"),
         (["--config", str(tmp_path / "absent.toml")], "absent.toml"),
         (["--data", str(tmp_path / "absent.txt")], "there is no file or folder"),
@@ -239,6 +243,7 @@ def test_sample_mistakes(finished: Path, copy: Path, tmp_path: Path, fails: Run)
     assert "the prompt is empty" in sample("--prompt", "")
     assert "temperature" in sample("--prompt", "the", "--temperature", "-1")
     assert "top_p" in sample("--prompt", "the", "--top-p", "0")
+    assert "threads must be from 1 to 1024, not 0" in sample("--threads", "0")
     other = json.loads((newest(copy) / "tokenizer.json").read_text())
     other["characters"] = other["characters"][:-1]
     (newest(copy) / "tokenizer.json").write_text(json.dumps(other))

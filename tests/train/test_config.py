@@ -47,6 +47,8 @@ def test_toml_takes_one_path_and_whole_numbers_for_floats(tmp_path: Path) -> Non
         ({"batchsize": 1}, r"c\.toml: unknown key 'batchsize'; did you mean 'batch_size'\?"),
         ({"steps": 0}, r"c\.toml: steps must be at least 1, not 0"),
         ({"steps": 1.5}, r"c\.toml: steps must be a whole number, not 1\.5"),
+        ({"threads": 1025}, "threads must be at most 1024, not 1025"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807"),
         ({"steps": True}, "steps must be a whole number, not True"),
         ({"lr": 0.0}, "lr must be above 0, not 0"),
         ({"lr": math.nan}, "lr must be above 0, not nan"),
