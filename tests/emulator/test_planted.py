@@ -32,7 +32,7 @@ LANDED_CHECKS = ("check_async", "check_races", "check_init")
 PLANTED = [
     Planted("shared_read_race", "race: ", RACES),
     Planted("shared_write_race", "race: ", RACES),
-    Planted("many_readers", "race: writes shared byte 0 while warp 7 of block", RACES, block=256),
+    Planted("many_readers", "race: writes shared byte 0 while warp 7|race: reads shared byte 0", RACES, block=256),
     Planted("warp_race", "with no synchronisation of the warp between", ("check_warp_races",)),
     Planted("uninitialised", "which nothing has written", ("check_init",)),
     Planted("out_of_bounds", "of 4096 bytes of device memory", ("check_bounds",)),
