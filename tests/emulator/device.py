@@ -24,7 +24,7 @@ DEFAULTS = {
     "seed": 1,
     "arith_seed": 0,
     "instruction_limit": 2_000_000_000,
-    "stall_limit": 10_000_000,
+    "stall_limit": 4_000_000,
     "count": 0,
     "drop_line": 0,
     "fast_mma": 0,

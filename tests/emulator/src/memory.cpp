@@ -285,9 +285,20 @@ Flow execute_load(Warp& w, const Instruction& in, LaneMask lanes) {
     const u32 element_bytes = in.count, bytes = element_bytes * static_cast<u32>(elements.size());
     const Order order = static_cast<Order>(in.flags);
     if (grid_of(w).counters.on) count_access(w, in, address, lanes, bytes);
+    int before = -1;  // the lane before, if it has read global memory
     for_lanes(lanes, [&](int lane) {
         const u64 at = w.address(address, lane);
+        if (before >= 0 && at == w.address(address, before)) {  // one read for both
+            for (const Operand& e : elements)
+                if (e.wide)
+                    w.reg64(e.slot)[lane] = w.reg64(e.slot)[before];
+                else
+                    w.reg32(e.slot)[lane] = w.reg32(e.slot)[before];
+            before = lane;
+            return;
+        }
         const LaneAccess a = access(w, lane, at, in.space, bytes, false, order != Order::weak);
+        before = a.space == Space::global ? lane : -1;
         const u8* p = a.pointer;
         for (const Operand& e : elements) {
             u64 x = 0;

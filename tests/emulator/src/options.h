@@ -31,7 +31,7 @@ struct Options {
 
     // Limits, in warp instructions.
     u64 instruction_limit = 2'000'000'000;  // one launch
-    u64 stall_limit = 10'000'000;           // since anything visible happened: nobody can end this wait
+    u64 stall_limit = 4'000'000;            // since anything visible happened: nobody can end this wait
 
     // Tools.
     bool count = false;             // count what resources instructions use (counters.h)
