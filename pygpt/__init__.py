@@ -11,16 +11,30 @@ from pygpt.info import force, force_from_environment, info
 
 if TYPE_CHECKING:
     from pygpt import models, nn, ops, optim
-    from pygpt.models import GPT, GPTConfig
+    from pygpt.models import GPT, Encoder, EncoderConfig, GPTConfig, Seq2Seq, Seq2SeqConfig
 
 force_from_environment()
 
 __version__: str = _extension.__version__
 
-__all__ = ["GPT", "GPTConfig", "__version__", "force", "info", "models", "nn", "ops", "optim"]
-
 _MODULES = ("models", "nn", "ops", "optim")
-_CLASSES = ("GPT", "GPTConfig")
+_CLASSES = ("GPT", "Encoder", "EncoderConfig", "GPTConfig", "Seq2Seq", "Seq2SeqConfig")
+
+__all__ = [
+    "GPT",
+    "Encoder",
+    "EncoderConfig",
+    "GPTConfig",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "__version__",
+    "force",
+    "info",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+]
 
 
 def __getattr__(name: str) -> Any:

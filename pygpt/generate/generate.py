@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pygpt import ops
 from pygpt.generate.cache import KeyValueCache
-from pygpt.models.gpt import GPT
 
 
 class TokenBytes(Protocol):
@@ -20,6 +19,24 @@ class TokenBytes(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for."""
+
+
+class LanguageModel(Protocol):
+    """What tokens are sampled from: a `pygpt.GPT`, or an encoder–decoder that knows its sources."""
+
+    config: Any  # with vocab_size and context_length
+
+    def hidden(self, ids: Tensor, lengths: Tensor | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
+        """What the head sees, (rows, time, width)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head."""
+
+    def session(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the weights do not change."""
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """What can be in training mode."""
 
 
 class Generation(NamedTuple):
@@ -38,7 +55,7 @@ class Generation(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: LanguageModel,
     ids: Tensor,
     max_new_tokens: int = 64,
     *,
@@ -151,7 +168,7 @@ def generate(
 class _Reader:
     """Reads rows of tokens with the model, each token once while its row fits the context."""
 
-    def __init__(self, model: GPT, batch: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, model: LanguageModel, batch: int, capacity: int, device: torch.device) -> None:
         self.model = model
         self.cache = KeyValueCache(batch, capacity, device)
 
@@ -238,7 +255,7 @@ def _penalise(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def _evaluating(model: LanguageModel) -> Iterator[None]:
     """Put the modules that are training into eval mode, and back."""
     training = [module for module in model.modules() if module.training]
     for module in training:

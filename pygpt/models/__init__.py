@@ -1,6 +1,19 @@
-"""Whole models: GPT, its configuration, and its files."""
+"""Whole models: GPT, Encoder and Seq2Seq, their configurations, and their files."""
 
-from pygpt.models.config import PRESETS, GPTConfig
+from pygpt.models.config import PRESETS, GPTConfig, TransformerConfig
+from pygpt.models.encoder import Encoder, EncoderConfig
 from pygpt.models.gpt import GPT
+from pygpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from pygpt.models.transformer import Transformer
 
-__all__ = ["GPT", "PRESETS", "GPTConfig"]
+__all__ = [
+    "GPT",
+    "PRESETS",
+    "Encoder",
+    "EncoderConfig",
+    "GPTConfig",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "Transformer",
+    "TransformerConfig",
+]

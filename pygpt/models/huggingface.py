@@ -1,17 +1,18 @@
-"""Models on disk, in Hugging Face's GPT-2 layout where it can say what the model is, else in the like of our own.
+"""Models on disk, in Hugging Face's layouts where these can say what the model is, else in the like of our own.
 
 A folder holds ``config.json`` and ``model.safetensors``, or the parts that ``model.safetensors.index.json`` lists.
-``model_type`` in config.json is ``"gpt2"``: the names and shapes of `transformers.GPT2LMHeadModel`, whose maps are
-stored (in, out); or ``"pygpt"``: the fields of `GPTConfig` and the names of `GPT.state_dict`. Pickles are not read.
+``model_type`` in config.json names the layout: ``"gpt2"``, ``"bert"``, ``"bart"``, see the modules of their names; or
+``"pygpt"``, ``"pygpt-encoder"``, ``"pygpt-seq2seq"``: the fields of the model's configuration and the names of its
+state dict. Pickles are not read.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,78 +20,57 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pygpt.files import atomic_path, atomic_write_json, read_json
-from pygpt.models.config import GPTConfig
+from pygpt.models.bart_layout import BART
+from pygpt.models.bert_layout import BERT
+from pygpt.models.config import GPTConfig, TransformerConfig
+from pygpt.models.encoder import Encoder, EncoderConfig
 from pygpt.models.gpt import GPT
+from pygpt.models.gpt2_layout import GPT2
+from pygpt.models.layout import Layout
+from pygpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from pygpt.models.transformer import Transformer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-END_OF_TEXT = 50256  # in GPT-2's vocabulary
-
-# Hugging Face's name of an activation -> ours. The first of ours is what we write.
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-
-# Settings that change the computation -> the only value that we can compute with, which is also their default.
-_FIXED = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
-}
-
-# Ours -> Hugging Face's, where both have a number of the same meaning.
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "context_length": "n_positions",
-    "num_layers": "n_layer",
-    "num_heads": "n_head",
-    "embedding_dim": "n_embd",
-    "hidden_dim": "n_inner",
-    "layer_norm_eps": "layer_norm_epsilon",
-    "embedding_dropout": "embd_pdrop",
-    "attention_dropout": "attn_pdrop",
-    "residual_dropout": "resid_pdrop",
-    "init_std": "initializer_range",
-}
-# What config.json may leave out, as transformers.GPT2Config has it.
-_DEFAULTS = {
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_embd": 768,
-    "n_inner": None,
-    "layer_norm_epsilon": 1e-5,
-    "embd_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-    "resid_pdrop": 0.1,
-    "initializer_range": 0.02,
-}
-
-# Parts of our names -> parts of Hugging Face's; in a block, our map is stored transposed.
-_OUTSIDE = {
-    "token_embedding": "wte",
-    "position_embedding": "wpe",
-    "norm": "ln_f",
-}
-_MAPS = {
-    "attention.qkv": "attn.c_attn",
-    "attention.out": "attn.c_proj",
-    "feed_forward.up": "mlp.c_fc",
-    "feed_forward.down": "mlp.c_proj",
-}
-_NORMS = {"norm_1": "ln_1", "norm_2": "ln_2"}
-
-# The causal mask, which old files carry along.
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+Model = TypeVar("Model", bound=Transformer)
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+def _own(model_type: str, model: type[Transformer], config: type[TransformerConfig]) -> Layout:
+    """The layout that says every model of a class: our own names."""
+    return Layout(
+        model_type,
+        model,
+        canonical=lambda name: name,
+        config=lambda values, names, path: config.from_dict(values),
+        targets=lambda model: dict(model.named_parameters()),
+        fits=lambda config: True,
+        values=lambda model: model.config.to_dict(),
+        stored=lambda model: dict(model.named_parameters()),
+        head="head.weight",
+    )
+
+
+# A model is saved in the first layout of its class that fits.
+LAYOUTS = (
+    GPT2,
+    BERT,
+    BART,
+    _own("pygpt", GPT, GPTConfig),
+    _own("pygpt-encoder", Encoder, EncoderConfig),
+    _own("pygpt-seq2seq", Seq2Seq, Seq2SeqConfig),
+)
+
+
+def load(
+    kind: type[Model], folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Model:
     """Load a model from a local folder.
 
     Args:
-        folder: holds config.json and the weights, in the layout of GPT-2 or of pygpt.
+        kind: the class of the model.
+        folder: holds config.json and the weights, in one of the layouts of the class.
         device: where the model is made.
         dtype: of the model; None: the weights', or float32 for float16 weights on the CPU, which has no kernels for it.
 
@@ -111,30 +91,29 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}")
     values = read_json(folder / CONFIG)
-    kind = values.pop("model_type", None)
-    if kind == "gpt2":
-        config = _config_from_gpt2(values, folder / CONFIG)
-    elif kind == "pygpt":
-        config = GPTConfig.from_dict(values)
-    else:
-        raise ValueError(f"{folder / CONFIG} describes a model of type {kind!r}; pygpt reads gpt2 and pygpt")
-
+    layout = _layout(values.pop("model_type", None), kind, folder / CONFIG)
     device = torch.device(device)
     files = _weight_files(folder)
+    stored = {name: layout.canonical(name) for name in _stored_names(files)}
+    config = layout.config(values, {name for name in stored.values() if name is not None}, folder / CONFIG)
     if dtype is None:
-        dtype = _stored_dtype(files)
+        dtype = _stored_dtype(files, layout)
         if dtype == torch.float16 and device.type == "cpu":
             dtype = torch.float32
-    model = GPT(config, device, dtype, initialise=False)
-    targets = _targets(model, kind)
+    model: Model = layout.model(config, device, dtype, initialise=False)
+    targets = layout.targets(model)
     loaded: set[str] = set()
     for name, tensor, path in _stored_tensors(files):
-        name = name.removeprefix("transformer.") if kind == "gpt2" else name
-        if kind == "gpt2" and (_BUFFERS.fullmatch(name) or (name == "lm_head.weight" and config.tie_head)):
+        canonical = stored[name]
+        if canonical is None or (canonical == layout.head and config.tie_head):
             continue
-        if name not in targets:
+        if canonical in layout.zeros:
+            if tensor.any():
+                raise ValueError(f"{path}: {name} is not zero; pygpt computes without it")
+            continue
+        if canonical not in targets:
             raise ValueError(f"{path} holds {name}, which is no part of the model that {CONFIG} describes")
-        target = targets[name]
+        target = targets[canonical]
         if tensor.shape != target.shape:
             raise ValueError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, "
@@ -144,7 +123,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
             raise ValueError(f"{path}: {name} is {tensor.dtype}; weights must be floating point")
         with torch.no_grad():
             target.copy_(tensor)
-        loaded.add(name)
+        loaded.add(canonical)
     missing = sorted(set(targets) - loaded)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -152,7 +131,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     return model.eval()
 
 
-def save(model: GPT, folder: str | Path) -> str:
+def save(model: Transformer, folder: str | Path) -> str:
     """Save a model to a folder: config.json and model.safetensors, in the dtype of the model.
 
     Args:
@@ -160,91 +139,41 @@ def save(model: GPT, folder: str | Path) -> str:
         folder: made if it is not there; its config.json and weights are replaced, each whole or not at all.
 
     Returns:
-        The layout: ``"gpt2"`` if Hugging Face's GPT-2 can be what the model is, else ``"pygpt"``.
+        The layout's model_type, such as ``"gpt2"``; one that begins with ``"pygpt"`` if no other can say the model.
 
     Raises:
         OSError: if the folder or the disk does not take the files.
     """
     folder = Path(folder)
-    config = model.config
-    kind = "gpt2" if _fits_gpt2(config) else "pygpt"
-    values: dict[str, Any] = {"model_type": kind}
-    if kind == "gpt2":
-        values |= {"architectures": ["GPT2LMHeadModel"], **_config_to_gpt2(config, model.token_embedding.weight.dtype)}
-    else:
-        values |= config.to_dict()
-    prefix = "transformer." if kind == "gpt2" else ""
+    layout = next(each for each in LAYOUTS if isinstance(model, each.model) and each.fits(model.config))
+    own = layout.model_type.startswith("pygpt")
+    dtype = {} if own else {"torch_dtype": str(model.token_embedding.weight.dtype).removeprefix("torch.")}
+    # Parts of one parameter are copied: the file's format has no room for tensors that share memory.
     tensors = {
-        name if name == "lm_head.weight" else prefix + name: target.detach().cpu().contiguous()
-        for name, target in _targets(model, kind).items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if tensor._is_view()
+        else tensor.detach().cpu().contiguous()
+        for name, tensor in layout.stored(model).items()
     }
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    atomic_write_json(folder / CONFIG, values)
+    atomic_write_json(folder / CONFIG, {"model_type": layout.model_type, **layout.values(model), **dtype})
     (folder / INDEX).unlink(missing_ok=True)  # of a model in parts that was here before
-    return kind
+    return layout.model_type
 
 
-def _targets(model: GPT, kind: str) -> dict[str, Tensor]:
-    """The model's parameters by their names in the file, as views of the shape that they have there."""
-    parameters = dict(model.named_parameters())
-    if kind == "pygpt":
-        return dict(parameters)
-    targets: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        path, _, leaf = name.rpartition(".")
-        if path == "head":
-            targets["lm_head.weight"] = parameter
-        elif path in _OUTSIDE:
-            targets[f"{_OUTSIDE[path]}.{leaf}"] = parameter
-        else:
-            _, layer, part = path.split(".", 2)
-            theirs = f"h.{layer}.{_MAPS.get(part) or _NORMS[part]}.{leaf}"
-            targets[theirs] = parameter.T if part in _MAPS and leaf == "weight" else parameter
-    return targets
-
-
-def _config_from_gpt2(values: dict[str, Any], path: Path) -> GPTConfig:
-    for name, only in _FIXED.items():
-        if values.get(name, only) != only:
-            raise ValueError(f"{path}: {name} is {values[name]!r}; pygpt computes with {only!r} only")
-    activation = values.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+def _layout(model_type: Any, kind: type[Transformer], path: Path) -> Layout:
+    known = {layout.model_type: layout for layout in LAYOUTS}
+    layout = known.get(model_type)
+    if layout is None:
+        names = [name for name, each in known.items() if issubclass(each.model, kind)]
+        raise ValueError(f"{path} describes a model of type {model_type!r}; {kind.__name__} reads {', '.join(names)}")
+    if not issubclass(layout.model, kind):
         raise ValueError(
-            f"{path}: activation_function is {activation!r}; pygpt computes with {', '.join(_ACTIVATIONS)} only"
+            f"{path} describes a model of type {model_type!r}, which pygpt.{layout.model.__name__} reads, "
+            f"not {kind.__name__}"
         )
-    sizes = {ours: values.get(theirs, _DEFAULTS[theirs]) for ours, theirs in _SIZES.items()}
-    return GPTConfig.from_dict(
-        {
-            **sizes,
-            "activation": _ACTIVATIONS[activation],
-            "tie_head": values.get("tie_word_embeddings", True),
-            "dropout": sizes["residual_dropout"],
-        }
-    )
-
-
-def _config_to_gpt2(config: GPTConfig, dtype: torch.dtype) -> dict[str, Any]:
-    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
-    return {
-        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
-        **_FIXED,
-        "activation_function": activation,
-        "tie_word_embeddings": config.tie_head,
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), END_OF_TEXT if config.vocab_size > END_OF_TEXT else None),
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-
-
-def _fits_gpt2(config: GPTConfig) -> bool:
-    return (
-        config.num_kv_heads == config.num_heads
-        and config.num_heads * config.head_dim == config.embedding_dim
-        and config.positions == "learned"
-        and config.norm == "pre"
-        and config.bias
-        and all(window is None for window in config.attention_windows)
-    )
+    return layout
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -271,20 +200,32 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no {WEIGHTS}")
 
 
-def _stored_dtype(files: list[Path]) -> torch.dtype:
+def _stored_dtype(files: list[Path], layout: Layout) -> torch.dtype:
     """The dtype of the first floating-point weight that is no buffer."""
     for name, tensor, _ in _stored_tensors(files):
-        if tensor.is_floating_point() and not _BUFFERS.fullmatch(name.removeprefix("transformer.")):
+        if tensor.is_floating_point() and layout.canonical(name) is not None:
             return tensor.dtype
     return torch.float32
+
+
+def _stored_names(files: list[Path]) -> Iterator[str]:
+    for path in files:
+        with _opened(path) as file:
+            yield from file.keys()
 
 
 def _stored_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor, Path]]:
     """Every tensor with its name and file, one at a time."""
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                    yield name, file.get_tensor(name), path
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                yield name, file.get_tensor(name), path
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error

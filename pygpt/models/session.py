@@ -5,27 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from pygpt import ops
 from pygpt.models.memory import free_memory
 from pygpt.nn import Linear
 
 if TYPE_CHECKING:
-    from pygpt.models.gpt import GPT
+    from pygpt.models.transformer import Transformer
 
 # Packing all weights takes as long as 20 or so passes over one token save by it (GPT-2 124M, 2 cores, fp32 and bf16).
 PACK_AFTER_PASSES = 20
 
 
 class Session:
-    """What `pygpt.GPT.session` keeps: the weights as they were, and, once they pay, packed copies.
+    """What a model's ``session()`` keeps: the weights as they were, and, once they pay, packed copies.
 
     Args:
         model: whose weights stay as they are.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: Transformer) -> None:
         self._model = model
         self._before = {name: (parameter, parameter._version) for name, parameter in model.named_parameters()}
         self._passes = 0
@@ -59,5 +58,4 @@ class Session:
                 raise RuntimeError(f"{name} was changed inside model.session(), in which weights are frozen")
 
     def _linears(self) -> list[Linear]:
-        parts: nn.ModuleList = self._model.blocks
-        return [module for module in parts.modules() if isinstance(module, Linear)]
+        return [m for m in self._model.modules() if isinstance(m, Linear) and m is not self._model.head]

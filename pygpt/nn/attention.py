@@ -68,12 +68,19 @@ class MultiHeadAttention(nn.Module):
         self.qkv = Linear(width, rows, bias, device=device, dtype=dtype)
         self.out = Linear(num_heads * self.head_dim, width, bias, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, cache: Cache | None = None, **options: Any) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | tuple[Tensor, Tensor] | None = None,
+        *,
+        cache: Cache | None = None,
+        **options: Any,
+    ) -> Any:
         """Attend from ``x``.
 
         Args:
             x: (batch, q_time, width).
-            context: (batch, k_time, width): attend to this. None: to ``x`` itself.
+            context: (batch, k_time, width): attend to this, or to what `keys_values` made of it. None: to ``x`` itself.
             cache: keeps the keys and values of ``x`` (or the context), and gives those that came before.
             options: of `pygpt.ops.attention`, such as ``causal=True``; ``dropout`` stands in the module.
 
@@ -91,18 +98,26 @@ class MultiHeadAttention(nn.Module):
         out = self.out(attended.flatten(2))  # (B, T, H, D) -> (B, T, C)
         return (out, *extras) if extras else out
 
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of a context (batch, k_time, width), (batch, k_time, kv_heads, head_dim) each.
+
+        `forward` takes them in the context's place, so that a context that stays is projected once.
+        """
+        rows, bias = self.num_heads * self.head_dim, self.qkv.bias
+        kv = ops.linear(context, self.qkv.weight[rows:], None if bias is None else bias[rows:])
+        k, v = torch.split(self._heads(kv, 2 * self.num_kv_heads), self.num_kv_heads, dim=2)
+        return k, v
+
+    def _project(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H, D), keys and values (B, S, G, D)."""
         heads, kv_heads = self.num_heads, self.num_kv_heads
         if context is None:
             qkv = self._heads(self.qkv(x), heads + 2 * kv_heads)  # (B, T, H + 2 G, D)
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=2)
             return q, k, v
-        rows = heads * self.head_dim
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = ops.linear(x, weight[:rows], None if bias is None else bias[:rows])
-        kv = ops.linear(context, weight[rows:], None if bias is None else bias[rows:])
-        k, v = torch.split(self._heads(kv, 2 * kv_heads), kv_heads, dim=2)
+        rows, bias = heads * self.head_dim, self.qkv.bias
+        q = ops.linear(x, self.qkv.weight[:rows], None if bias is None else bias[:rows])
+        k, v = context if isinstance(context, tuple) else self.keys_values(context)
         return self._heads(q, heads), k, v
 
     def _heads(self, projected: Tensor, heads: int) -> Tensor:

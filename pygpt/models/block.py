@@ -1,0 +1,243 @@
+"""The one block that all models are stacks of, and the stack itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pygpt import ops
+from pygpt.models.config import TransformerConfig
+from pygpt.models.sequence import sinusoids
+from pygpt.nn import Embedding, FeedForward, LayerNorm, MultiHeadAttention
+
+if TYPE_CHECKING:
+    from pygpt.generate import KeyValueCache
+
+KeysAndValues = tuple[Tensor, Tensor]  # of a context, (B, S, G, D) each
+
+
+class Memory(NamedTuple):
+    """What the blocks of a decoder know of its context.
+
+    Attributes:
+        layers: keys and values for each block.
+        lengths: (B,) int64, each row's own tokens of the context; None: all.
+    """
+
+    layers: list[KeysAndValues]
+    lengths: Tensor | None
+
+    def repeated(self, times: int) -> Memory:
+        """The memory in which each row stands that many times, one after the other."""
+        layers = [(k.repeat_interleave(times, dim=0), v.repeat_interleave(times, dim=0)) for k, v in self.layers]
+        return Memory(layers, None if self.lengths is None else self.lengths.repeat_interleave(times))
+
+
+class Block(nn.Module):
+    """One layer: attention, in a decoder of a context attention to that, and the feed-forward network.
+
+    Each is added to the residual stream.
+
+    Args:
+        config: of the model.
+        layer: which layer of the stack this is, from 0.
+        device: where the parameters are made.
+        dtype: of the parameters.
+        cross: whether there is attention to a context.
+    """
+
+    cross_attention: MultiHeadAttention | None
+    cross_norm: LayerNorm | None
+
+    def __init__(
+        self, config: TransformerConfig, layer: int, device: torch.device, dtype: torch.dtype, cross: bool = False
+    ) -> None:
+        super().__init__()
+        width = config.embedding_dim
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def attention() -> MultiHeadAttention:
+            heads = config.num_heads, config.num_kv_heads, config.head_dim
+            return MultiHeadAttention(width, *heads, config.bias, config.attention_dropout, **made)
+
+        def norm() -> LayerNorm:
+            return LayerNorm(width, config.layer_norm_eps, config.bias, **made)
+
+        self.pre_norm = config.norm == "pre"
+        self.window = config.window(layer)
+        self.dropout = config.residual_dropout
+        self.norm_1 = norm()
+        self.attention = attention()
+        self.cross_norm = norm() if cross else None
+        self.cross_attention = attention() if cross else None
+        self.norm_2 = norm()
+        self.feed_forward = FeedForward(
+            width, config.hidden_dim, config.activation, config.bias, config.residual_dropout, **made
+        )
+
+    def forward(
+        self, x: Tensor, memory: KeysAndValues | None = None, memory_lengths: Tensor | None = None, **visible: Any
+    ) -> Tensor:
+        """Map the residual stream (B, T, C) to the next layer's.
+
+        Args:
+            x: (B, T, C).
+            memory: the context's keys and values, from ``cross_attention.keys_values``.
+            memory_lengths: (B,) int64, each row's own tokens of the context.
+            visible: options of `MultiHeadAttention.forward`.
+        """
+        if self.pre_norm:
+            branch = self._attend(self.norm_1(x), visible)  # (B, T, C)
+            if self.cross_norm is not None:
+                branch, x = _add_norm(self.cross_norm, branch, x)
+                branch = self._attend_to(memory, memory_lengths, branch)
+            branch, x = _add_norm(self.norm_2, branch, x)
+            return ops.add(x, self.feed_forward(branch).to(x.dtype))
+        x, _ = _add_norm(self.norm_1, self._attend(x, visible), x)  # (B, T, C)
+        if self.cross_norm is not None:
+            x, _ = _add_norm(self.cross_norm, self._attend_to(memory, memory_lengths, x), x)
+        x, _ = _add_norm(self.norm_2, self.feed_forward(x), x)
+        return x
+
+    def _attend(self, x: Tensor, visible: dict[str, Any]) -> Tensor:
+        out: Tensor = self.attention(x, window=self.window, **visible)
+        return ops.dropout(out, self.dropout) if self.training else out
+
+    def _attend_to(self, memory: KeysAndValues | None, lengths: Tensor | None, x: Tensor) -> Tensor:
+        assert self.cross_attention is not None and memory is not None, "a block that attends to a context is given one"
+        out: Tensor = self.cross_attention(x, memory, key_lengths=lengths)
+        return ops.dropout(out, self.dropout) if self.training else out
+
+
+def _add_norm(norm: LayerNorm, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``(norm(branch + x), branch + x)``, in the residual stream's dtype: under autocast the branch has another."""
+    return ops.add_layer_norm(branch.to(x.dtype), x, norm.weight, norm.bias, norm.eps)
+
+
+def run_blocks(
+    blocks: Iterable[Block],
+    x: Tensor,
+    recompute: bool,
+    cache: KeyValueCache | None = None,
+    memory: Memory | None = None,
+    **visible: Any,
+) -> Tensor:
+    """What blocks, one after the other, make of (B, T, C).
+
+    Args:
+        blocks: from the first.
+        x: (B, T, C).
+        recompute: in training, keep each block's input only and compute the block again in the backward pass.
+        cache: of earlier tokens, in which ``x`` is counted when all blocks have run.
+        memory: the context that the blocks attend to.
+        visible: options of `MultiHeadAttention.forward`.
+    """
+    for layer, block in enumerate(blocks):
+        if cache is not None:
+            visible["cache"] = cache.layer(layer)
+        if memory is not None:
+            visible |= {"memory": memory.layers[layer], "memory_lengths": memory.lengths}
+        if recompute and block.training and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False, **visible)
+        else:
+            x = block(x, **visible)  # (B, T, C)
+    if cache is not None:
+        cache.end()
+    return x
+
+
+class Stack(nn.Module):
+    """Positions, blocks and norms: all of an encoder or a decoder but the tables that its tokens come from.
+
+    ``norm(block(… block(dropout(embedding_norm(x + positions)))))``; there is an ``embedding_norm`` if asked for, and
+    a ``norm`` at the end of blocks that normalise first.
+
+    Args:
+        config: of the model.
+        layers: how many blocks there are.
+        embedding_norm: whether the embeddings are normalised.
+        causal: whether a token sees itself and earlier ones only.
+        cross: whether the blocks attend to a context.
+        position_offset: the row of the table of learned positions that position 0 has.
+        device: where the parameters are made.
+        dtype: of the parameters.
+    """
+
+    position_table: Tensor | None
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layers: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        embedding_norm: bool = False,
+        causal: bool = False,
+        cross: bool = False,
+        position_offset: int = 0,
+    ) -> None:
+        super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        width, eps, bias = config.embedding_dim, config.layer_norm_eps, config.bias
+        self.config = config
+        self.causal = causal
+        self.position_offset = position_offset
+        self.position_embedding: Embedding | None = None
+        if config.positions == "learned":
+            self.position_embedding = Embedding(config.context_length + position_offset, width, **made)
+        self.embedding_norm = LayerNorm(width, eps, bias, **made) if embedding_norm else None
+        self.blocks = nn.ModuleList(Block(config, layer, device, dtype, cross) for layer in range(layers))
+        self.norm = LayerNorm(width, eps, bias, **made) if config.norm == "pre" else None
+        self.register_buffer("position_table", None, persistent=False)
+
+    def make_position_table(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Compute the table of sinusoids, if these are the positions: parameters are made without their values."""
+        if self.config.positions == "sinusoidal":
+            self.position_table = sinusoids(self.config.context_length, self.config.embedding_dim).to(device, dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        memory: Memory | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Map the embeddings of tokens (B, T, C) to what the last block makes of them.
+
+        Args:
+            x: (B, T, C).
+            lengths: (B,) int64, each row's own tokens; with a cache, its new ones.
+            cache: of the tokens before ``x``, to which those of ``x`` are added.
+            memory: the context that the blocks attend to.
+            recompute: as in `run_blocks`.
+        """
+        if cache is None:
+            visible: dict[str, Any] = {"causal": self.causal, "key_lengths": lengths}
+            positions = torch.arange(x.shape[1], device=x.device)  # (T,)
+        else:
+            visible = cache.begin(x.shape[1], lengths)
+            positions = cache.positions  # (B, T)
+        if self.position_embedding is not None:
+            x = ops.add(x, self.position_embedding(positions + self.position_offset))
+        elif self.position_table is not None:
+            x = ops.add(x, ops.embedding(positions, self.position_table))
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        if self.training:
+            x = ops.dropout(x, self.config.embedding_dropout)
+        x = run_blocks(self._blocks(), x, recompute, cache, memory, **visible)  # (B, T, C)
+        return x if self.norm is None else self.norm(x)
+
+    def remember(self, context: Tensor, lengths: Tensor | None) -> Memory:
+        """The keys and values of a context (B, S, C), of which each row has its own length: computed once."""
+        attentions = [block.cross_attention for block in self._blocks()]
+        return Memory([a.keys_values(context) for a in attentions if a is not None], lengths)
+
+    def _blocks(self) -> Iterator[Block]:
+        return iter(self.blocks)  # type: ignore[arg-type]

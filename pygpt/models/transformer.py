@@ -1,0 +1,135 @@
+"""What every model has: parameters made where they are asked for, initial weights, sessions, a head, files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pygpt import ops
+from pygpt.models.block import Stack
+from pygpt.models.config import TransformerConfig
+from pygpt.models.memory import check_fits
+from pygpt.models.session import Session
+from pygpt.nn import Embedding, LayerNorm, Linear
+
+Model = TypeVar("Model", bound="Transformer")
+
+
+class Transformer(nn.Module):
+    """The base of `GPT`, `Encoder` and `Seq2Seq`.
+
+    A model makes its modules on ``meta``, then calls `_materialise`: nothing is drawn twice.
+
+    Args:
+        config: its shape.
+        kind: the class that ``config`` must be of.
+        device: where the parameters will be made.
+        dtype: of the parameters.
+
+    Raises:
+        TypeError: if the configuration is another model's.
+        MemoryError: if the parameters do not fit into the device's free memory.
+
+    Attributes:
+        checkpoint_blocks: in training, keep each block's input only and compute the block again in the backward pass.
+            Bits do not change, dropout included.
+    """
+
+    config: Any
+    token_embedding: Embedding
+    head: Linear | None
+
+    def __init__(
+        self, config: TransformerConfig, kind: type[TransformerConfig], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        if not isinstance(config, kind):
+            raise TypeError(f"config must be a {kind.__name__}, not {config!r}")
+        check_fits(config.num_parameters(), device, dtype)
+        self.config = config
+        self.checkpoint_blocks = False
+        self.packed_head: Tensor | None = None  # of head_weight, inside a session
+        self._session: Session | None = None
+
+    def _materialise(self, device: torch.device, initialise: bool) -> None:
+        self.to_empty(device=device)
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.make_position_table(device, self.token_embedding.weight.dtype)
+        if initialise and device.type != "meta":
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from torch's default generator: normal, of ``config.init_std``, and no biases."""
+        std = self.config.init_std
+        for module in self.modules():
+            if isinstance(module, LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, Embedding):
+                nn.init.normal_(module.weight, std=std)
+            elif isinstance(module, Linear):
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: (..., width) to (..., vocabulary), in float32 (float64 for a float64 model), never rounded."""
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        packed = None if torch.is_autocast_enabled(hidden.device.type) else self.packed_head
+        return ops.linear(hidden, self.head_weight, self.head_bias, out_dtype=dtype, packed_weight=packed)
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Promise that the weights do not change inside the ``with`` block, so that packed copies of them may be kept.
+
+        Raises:
+            RuntimeError: at the end of the block, naming a parameter that was written to or replaced in it.
+        """
+        if self._session is not None:
+            yield  # inside another, which knows all that this one would
+            return
+        self._session = session = Session(self)
+        try:
+            yield
+        finally:
+            self._session = None
+            session.close()
+
+    def _count_pass(self) -> None:
+        if self._session is not None and not torch.is_grad_enabled():
+            self._session.count_pass()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Model:
+        """Load a model; `pygpt.models.huggingface.load` says everything.
+
+        Raises:
+            ValueError: also if the folder holds a model of another class, which is named.
+        """
+        from pygpt.models import huggingface  # which imports the models
+
+        return huggingface.load(cls, folder, device, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> str:
+        """Save the model; `pygpt.models.huggingface.save` says everything."""
+        from pygpt.models import huggingface
+
+        return huggingface.save(self, folder)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The head's matrix, (vocabulary, width): the token embedding's if the head is tied to it."""
+        return (self.token_embedding if self.head is None else self.head).weight
+
+    @property
+    def head_bias(self) -> nn.Parameter | None:
+        """The head's bias, (vocabulary,), where it has one."""
+        return None
