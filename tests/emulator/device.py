@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,14 +92,19 @@ def _three(shape: Shape) -> list[int]:
 
 
 class Device:
-    """One setting of the emulator's options; every device of a process shares the same emulator."""
+    """One setting of the emulator's options; every device of a process shares the same emulator.
+
+    Options that are not given have their defaults, or what the environment says (PYGPT_EMULATOR_COUNT).
+    """
 
     def __init__(self, **settings: int) -> None:
         unknown = set(settings) - set(DEFAULTS) - set(CHECKS)
         if unknown:
             raise ValueError(f"the emulator has no options {sorted(unknown)}")
         self._lib = _library()
-        self._settings = {**DEFAULTS, **dict.fromkeys(CHECKS, 1), **settings}
+        defaults = {**DEFAULTS, **dict.fromkeys(CHECKS, 1)}
+        mine = {k: v for k, v in defaults.items() if f"PYGPT_EMULATOR_{k.upper()}" not in os.environ}
+        self._settings = {**mine, **settings}
 
     def apply(self) -> ctypes.CDLL:
         """Put this device's options in force."""
