@@ -32,8 +32,9 @@ struct Words {
 enum class Site : std::uint32_t { dropout = 1, attention = 2, sample = 3 };
 
 constexpr int rounds = 10;
-constexpr std::uint32_t multiplier[2] = {0xD2511F53, 0xCD9E8D57};
-constexpr std::uint32_t key_step[2] = {0x9E3779B9, 0xBB67AE85};  // golden ratio; sqrt(3) - 1
+// No arrays: device code may use the values of constants, not their addresses.
+constexpr std::uint32_t multiplier0 = 0xD2511F53, multiplier1 = 0xCD9E8D57;
+constexpr std::uint32_t key_step0 = 0x9E3779B9, key_step1 = 0xBB67AE85;  // golden ratio; sqrt(3) - 1
 
 constexpr std::uint32_t low(std::uint64_t value) {
     return static_cast<std::uint32_t>(value);
@@ -47,14 +48,14 @@ constexpr std::uint32_t high(std::uint64_t value) {
     std::uint32_t k1 = high(key);
     auto [c0, c1, c2, c3] = counter.word;
     for (int round = 0; round < rounds; ++round) {
-        const std::uint64_t a = std::uint64_t{multiplier[0]} * c0;
-        const std::uint64_t b = std::uint64_t{multiplier[1]} * c2;
+        const std::uint64_t a = std::uint64_t{multiplier0} * c0;
+        const std::uint64_t b = std::uint64_t{multiplier1} * c2;
         c0 = high(b) ^ c1 ^ k0;
         c1 = low(b);
         c2 = high(a) ^ c3 ^ k1;
         c3 = low(a);
-        k0 += key_step[0];
-        k1 += key_step[1];
+        k0 += key_step0;
+        k1 += key_step1;
     }
     return {{c0, c1, c2, c3}};
 }

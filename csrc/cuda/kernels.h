@@ -4,15 +4,29 @@
 #ifndef PYGPT_CUDA_KERNELS_H
 #define PYGPT_CUDA_KERNELS_H
 
+#include "ops/adamw.h"
 #include "ops/add.h"
+#include "ops/cross_entropy.h"
+#include "ops/dropout.h"
+#include "ops/embedding.h"
+#include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
+#include "ops/sample.h"
 
 namespace pygpt::cuda {
 
+[[gnu::weak]] void adamw_step(const adamw::Step& arguments);
 [[gnu::weak]] void add_forward(const add::Forward& arguments);
 [[gnu::weak]] void add_backward(const add::Backward& arguments);
+[[gnu::weak]] void cross_entropy_forward(const cross_entropy::Forward& arguments);
+[[gnu::weak]] void cross_entropy_backward(const cross_entropy::Backward& arguments);
+[[gnu::weak]] void dropout_forward(const dropout::Forward& arguments);
+[[gnu::weak]] void embedding_forward(const embedding::Forward& arguments);
+[[gnu::weak]] void embedding_backward(const embedding::Backward& arguments);
+[[gnu::weak]] void grad_norm_forward(const grad_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
+[[gnu::weak]] void sample_forward(const sample::Forward& arguments);
 
 }  // namespace pygpt::cuda
 

@@ -155,7 +155,7 @@ template <class T>
 __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_kernel(const Backward<T> a) {
     using Part = Floats<T::vector>;
     __shared__ float2 shared[max_warps];
-    __shared__ Part team_parts[backward_warps * warp_lanes];
+    __shared__ float team_parts[T::vector][backward_warps * warp_lanes];
     const int teams = static_cast<int>(blockDim.y);
     float* const grad_weight = a.partial ? a.partial + std::int64_t{blockIdx.x} * 2 * a.width : nullptr;
     float* const grad_bias = a.partial ? grad_weight + a.width : nullptr;
@@ -237,13 +237,13 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_k
         Part total = own;
         if (teams > 1) {
             __syncthreads();  // the last pack's parts have been added
-            team_parts[threadIdx.y * blockDim.x + threadIdx.x] = own;
+#pragma unroll
+            for (int j = 0; j < T::vector; ++j) team_parts[j][threadIdx.y * blockDim.x + threadIdx.x] = own.value[j];
             __syncthreads();
             if (threadIdx.y > 0) return;
             for (int team = 1; team < teams; ++team) {
-                const Part part = team_parts[team * blockDim.x + threadIdx.x];
 #pragma unroll
-                for (int j = 0; j < T::vector; ++j) total.value[j] += part.value[j];
+                for (int j = 0; j < T::vector; ++j) total.value[j] += team_parts[j][team * blockDim.x + threadIdx.x];
             }
         }
         if (i < a.width) store<T::aligned>(out + i, total, a.width - i);

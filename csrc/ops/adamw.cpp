@@ -1,6 +1,7 @@
 #include "ops/adamw.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -10,6 +11,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Step> table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::adamw_step},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::adamw_step<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::adamw_step<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::adamw_step<Isa::scalar>},

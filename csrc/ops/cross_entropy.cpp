@@ -1,6 +1,7 @@
 #include "ops/cross_entropy.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -10,11 +11,13 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::cross_entropy_forward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::cross_entropy_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::cross_entropy_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::cross_entropy_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::cross_entropy_backward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::cross_entropy_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::cross_entropy_backward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::cross_entropy_backward<Isa::scalar>},

@@ -1,6 +1,7 @@
 #include "ops/dropout.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -10,6 +11,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::dropout_forward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::dropout_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::dropout_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::dropout_forward<Isa::scalar>},

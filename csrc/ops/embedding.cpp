@@ -1,6 +1,7 @@
 #include "ops/embedding.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -10,11 +11,13 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::embedding_forward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::embedding_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::embedding_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::embedding_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::embedding_backward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::embedding_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::embedding_backward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::embedding_backward<Isa::scalar>},

@@ -1,6 +1,7 @@
 #include "ops/grad_norm.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -10,6 +11,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::grad_norm_forward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::grad_norm_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::grad_norm_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::grad_norm_forward<Isa::scalar>},

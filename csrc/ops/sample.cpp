@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -13,6 +14,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::sample_forward},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::sample_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::sample_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::sample_forward<Isa::scalar>},

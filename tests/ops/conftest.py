@@ -17,27 +17,34 @@ from tests.support import EMULATED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if EMULATED:
-        for item in items:
-            if item.get_closest_marker("float64"):
-                item.add_marker(pytest.mark.skip(reason="CUDA kernels do not compute in float64"))
+    if not EMULATED:
+        return
+    for item in items:
+        if item.get_closest_marker("float64"):
+            item.add_marker(pytest.mark.skip(reason="CUDA kernels do not compute in float64"))
+        elif not _cuda_entries_of(item.module.__name__):
+            item.add_marker(pytest.mark.skip(reason="the op has no CUDA kernels"))
 
 
 def _op_of(module_name: str) -> str:
     return module_name.rpartition("test_")[2]
 
 
+def _entries_of(module_name: str) -> list[str]:
+    return list(dict(dict(C.implementations())[_op_of(module_name)]))
+
+
+def _cuda_entries_of(module_name: str) -> list[str]:
+    return [name for name in _entries_of(module_name) if name.startswith("cuda")]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "implementation" not in metafunc.fixturenames:
         return
-    names = list(dict(dict(C.implementations())[_op_of(metafunc.module.__name__)]))
-    on_cuda = [name for name in names if name.startswith("cuda")]
-    if EMULATED:
-        # An op without CUDA entries has nothing to run there: its tests are skipped under this name.
-        parameters = [*on_cuda] or [pytest.param("cuda", marks=pytest.mark.skip(reason="the op has no CUDA kernels"))]
-    else:
-        parameters = [pytest.param(name, marks=[pytest.mark.cuda] if name in on_cuda else []) for name in names]
-    metafunc.parametrize("implementation", parameters, indirect=True)
+    on_cuda = _cuda_entries_of(metafunc.module.__name__)
+    names = (on_cuda or ["none"]) if EMULATED else _entries_of(metafunc.module.__name__)
+    marked = [pytest.param(name, marks=[pytest.mark.cuda] if name in on_cuda else []) for name in names]
+    metafunc.parametrize("implementation", marked, indirect=True)
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from tests.support import (
     assert_bits_hold,
     assert_same_bits,
     dtypes_of,
+    integers,
     normal,
     random_generator,
+    smaller,
     strided,
     unaligned,
 )
@@ -58,8 +60,7 @@ def test_each_draw_is_the_inverse_of_the_reference_distribution(
     logits = normal(generator, count, vocabulary) * scale + offset
     if step:  # ties
         logits = (logits / step).round() * step
-    seeds = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
-    positions = torch.randint(2**40, (count,), generator=generator)
+    seeds, positions = integers(generator, -(2**63), 2**63 - 1, count), integers(generator, 0, 2**40, count)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     for dtype in logit_dtypes(implementation):
         tokens, logprobs = ops.sample(logits.to(dtype), **options, seeds=seeds, positions=positions)
@@ -98,16 +99,16 @@ def test_each_draw_is_the_inverse_of_the_reference_distribution(
 def test_what_is_kept(implementation, options, kept):
     logits = torch.tensor([1 / 8, 1 / 2, 1 / 8, 1 / 8, 1 / 8]).log()
     logits[[1, 3]] += 1e-5  # clear of rounding; id 3 comes before its equals, which stay in order of id
-    count = 2000
+    count = smaller(2000, 200)
     tokens, _ = ops.sample(logits.expand(count, 5).contiguous(), **options, **rows(range(count)))
     assert sorted(set(tokens.tolist())) == kept
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.1}])
 def test_frequencies_follow_the_distribution(implementation, generator, options):
-    count, vocabulary = 20_000, 40
+    count, vocabulary = smaller(20_000, 2000), 40
     logits = normal(generator, vocabulary)
-    first = int(torch.randint(2**62, (), generator=generator))
+    first = int(integers(generator, 0, 2**62))
     tokens, _ = ops.sample(
         logits.expand(count, vocabulary).contiguous(), **options, **rows(torch.arange(first, first + count))
     )
@@ -150,10 +151,11 @@ def test_greedy_takes_the_lowest_id_of_the_highest(implementation):
 
 
 def test_what_is_minus_infinity_never_comes(implementation):
-    logits = torch.full((400, 300), -torch.inf)
+    count = smaller(400, 60)
+    logits = torch.full((count, 300), -torch.inf)
     logits[:, [3, 250]] = -2.0
     for options in ({}, {"top_k": 100}, {"top_p": 0.999}, {"min_p": 1e-6}, {"temperature": 1e-30}):
-        tokens, logprobs = ops.sample(logits, **options, **rows(range(400)))
+        tokens, logprobs = ops.sample(logits, **options, **rows(range(count)))
         assert set(tokens.tolist()) == {3, 250}, options
         assert torch.allclose(logprobs, torch.tensor(0.5).log())
 
@@ -164,8 +166,12 @@ def test_rows_from_which_nothing_can_be_drawn(implementation, bad):
     logits[2] = bad if bad == -torch.inf else logits[2]
     logits[2, 150] = bad
     for options in ({}, {"temperature": 0.0}, {"top_k": 3}):
-        with pytest.raises(ValueError, match=r"logits must hold no NaN.*row 2"):
-            ops.sample(logits, **options, **rows([0, 1, 2, 3]))
+        if implementation.startswith("cpu"):
+            with pytest.raises(ValueError, match=r"logits must hold no NaN.*row 2"):
+                ops.sample(logits, **options, **rows([0, 1, 2, 3]))
+        else:
+            tokens, logprobs = ops.sample(logits, **options, **rows([0, 1, 2, 3]))
+            assert tokens[2] == 0 and logprobs.isnan().tolist() == [False, False, True, False]
 
 
 def test_library_and_numpy(generator):

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "cuda/number.cuh"
 
@@ -17,9 +18,30 @@ constexpr int pack_bytes = 16;
 template <class Storage>
 constexpr int pack_elements = pack_bytes / static_cast<int>(sizeof(Storage));
 
+// Elements as they lie in memory. They move as words of up to 16 bytes, by an intrinsic where they are stored: the
+// compiler takes assignments of structs apart.
 template <class Storage, int count>
-struct alignas(sizeof(Storage) * count < pack_bytes ? sizeof(Storage) * count : pack_bytes) Pack {
-    Storage value[count];
+struct Pack {
+    static constexpr int bytes = static_cast<int>(sizeof(Storage)) * count;
+    using Word = std::conditional_t<bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, unsigned>>;
+    alignas(Word) Storage value[count];
+
+    __device__ static Pack from(const Storage* memory) {
+        Pack out;
+#pragma unroll
+        for (int i = 0; i < bytes / static_cast<int>(sizeof(Word)); ++i) {
+            reinterpret_cast<Word*>(out.value)[i] = reinterpret_cast<const Word*>(memory)[i];
+        }
+        return out;
+    }
+    __device__ void write(Storage* memory) const {
+#pragma unroll
+        for (int i = 0; i < bytes / static_cast<int>(sizeof(Word)); ++i) {
+            Word word;
+            memcpy(&word, value + i * (count * static_cast<int>(sizeof(Word)) / bytes), sizeof(Word));
+            __stwb(reinterpret_cast<Word*>(memory) + i, word);
+        }
+    }
 };
 
 // Whether rows of `width` elements, one after the other from each of these addresses, are made of whole packs of
@@ -40,7 +62,7 @@ template <bool aligned, int count, class Storage>
 __device__ Floats<count> load(const Storage* from, std::int64_t left) {
     Floats<count> out;
     if constexpr (aligned) {
-        const auto pack = *reinterpret_cast<const Pack<Storage, count>*>(from);
+        const auto pack = Pack<Storage, count>::from(from);
 #pragma unroll
         for (int i = 0; i < count; ++i) out.value[i] = to_float(pack.value[i]);
     } else {
@@ -57,7 +79,7 @@ __device__ void store(Storage* to, const Floats<count>& x, std::int64_t left) {
         Pack<Storage, count> pack;
 #pragma unroll
         for (int i = 0; i < count; ++i) pack.value[i] = from_float<Storage>(x.value[i]);
-        *reinterpret_cast<Pack<Storage, count>*>(to) = pack;
+        pack.write(to);
     } else {
 #pragma unroll
         for (int i = 0; i < count; ++i) {
