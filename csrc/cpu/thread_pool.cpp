@@ -74,16 +74,19 @@ class Pool {
 
         task_ = task;
         context_ = context;
-        tasks_ = tasks;
-        next_.store(0, std::memory_order_relaxed);
         helpers_ = threads - 1;
+        for (int i = 0; i < threads; ++i) {
+            Share& share = shares_[static_cast<std::size_t>(i)];
+            share.next.store(tasks * i / threads, std::memory_order_relaxed);
+            share.end = tasks * (i + 1) / threads;
+        }
         spin_.store(threads <= cores_, std::memory_order_relaxed);
         open_call_.store(++calls_);  // from here on workers may join
         if (sleepers_.load() > 0) {
             std::lock_guard<std::mutex> lock(sleep_);
             wake_.notify_all();
         }
-        take_tasks();
+        take_tasks(0);
         open_call_.store(0);  // no worker joins after this; those inside have taken their last task or are in it
         for (auto start = Clock::now(); inside_.load() > 0;) {
             if (Clock::now() - start < spin_time) {
@@ -97,21 +100,35 @@ class Pool {
     }
 
   private:
-    void take_tasks() {
-        for (;;) {
-            const std::int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-            if (task >= tasks_) return;
-            try {
-                task_(context_, task);
-            } catch (...) {
-                std::lock_guard<std::mutex> lock(error_lock_);
-                if (!error_) error_ = std::current_exception();
+    // Neighbouring tasks, which mostly lie side by side in memory. On a cache line of its own.
+    struct alignas(64) Share {
+        std::atomic<std::int64_t> next;
+        std::int64_t end;
+    };
+
+    // Those of the own share, then what is left of the others'.
+    void take_tasks(int own) {
+        const int count = helpers_ + 1;
+        for (int i = 0; i < count; ++i) {
+            Share& share = shares_[static_cast<std::size_t>((own + i) % count)];
+            for (;;) {
+                const std::int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+                if (task >= share.end) break;
+                try {
+                    task_(context_, task);
+                } catch (...) {
+                    std::lock_guard<std::mutex> lock(error_lock_);
+                    if (!error_) error_ = std::current_exception();
+                }
             }
         }
     }
 
     // As far as the system has threads: those that exist do all tasks.
     void grow(int workers) {
+        if (shares_.size() < static_cast<std::size_t>(workers + 1)) {
+            shares_ = std::vector<Share>(static_cast<std::size_t>(workers + 1));
+        }
         try {
             for (; workers_ < workers; ++workers_) std::thread([this, index = workers_] { work(index); }).detach();
         } catch (const std::system_error&) {
@@ -124,7 +141,7 @@ class Pool {
     // closes the call first and then waits until nobody is inside, so a late worker never sees a finished call's task.
     void help(std::uint64_t call, int index) {
         inside_.fetch_add(1);
-        if (open_call_.load() == call && index < helpers_) take_tasks();
+        if (open_call_.load() == call && index < helpers_) take_tasks(index + 1);
         inside_.fetch_sub(1);
     }
 
@@ -136,9 +153,8 @@ class Pool {
     // The open call. Written before open_call_ is set, read by workers that saw it set.
     Task task_ = nullptr;
     void* context_ = nullptr;
-    std::int64_t tasks_ = 0;
     int helpers_ = 0;
-    std::atomic<std::int64_t> next_{0};
+    std::vector<Share> shares_;                // one for each thread of the call, and more where a call before had more
     std::atomic<std::uint64_t> open_call_{0};  // its number; 0 when none is open
     std::atomic<int> inside_{0};
     std::mutex error_lock_;

@@ -1,8 +1,10 @@
 // One pool of threads for all CPU kernels.
 //
-// parallel_for(tasks, f) runs f(0) .. f(tasks - 1), each once, on the calling thread and up to threads() - 1 workers,
-// which take the next task as they come free. Which thread runs a task changes nothing in the result: each output has
-// one owner task, and the tasks are cut by the shapes alone. A call from inside a task, or while another Python thread
+// parallel_for(tasks, f) runs f(0) .. f(tasks - 1), each once, on the calling thread and up to threads() - 1 workers.
+// Each begins with an equal share of neighbouring tasks, in order, since a thread streams faster through one long piece
+// of memory than through every second short one (by an eighth, in a sum of two tensors), and then takes the next task
+// of those who are not done. Which thread runs a task changes nothing in the result: each output has one owner task,
+// and the tasks are cut by the shapes alone. A call from inside a task, or while another Python thread
 // is using the workers, runs on its own thread. Workers look for work for at most 50 µs before they sleep, and not at
 // all when there are more threads than cores. A forked child starts with a fresh pool.
 #ifndef PYGPT_CPU_THREAD_POOL_H

@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::int64_t ids_per_task = 64;
 constexpr std::int64_t vocabulary_per_task = 128;
+constexpr std::int64_t largest_cached_bytes = std::int64_t{16} << 20;  // of grad_table: more is gone when it is read
 
 std::int64_t tasks_of(std::int64_t count, std::int64_t per_task) {
     return (count + per_task - 1) / per_task;
@@ -32,12 +33,25 @@ void sort_positions(const std::int64_t* ids, std::int64_t rows, std::int64_t voc
     for (std::int64_t row = 0; row < rows; ++row) order[next[ids[row]]++] = row;
 }
 
+// Copies a row, and begins to fetch the next: rows lie anywhere in a table that is larger than the cache.
+void copy_row(const char* from, const char* next, std::int64_t bytes, char* to) {
+    constexpr std::int64_t line = 64;
+    std::int64_t i = 0;
+    for (; i + line <= bytes; i += line) {
+        __builtin_prefetch(next + i);
+        std::memcpy(to + i, from + i, line);
+    }
+    std::memcpy(to + i, from + i, static_cast<std::size_t>(bytes - i));
+}
+
 template <class Storage>
 void write_row(const Storage* grad_out, const std::int64_t* positions, std::int64_t count, std::int64_t width,
-               Storage* out) {
+               bool cached, Storage* out) {
     using V = Vec<compute_t<Storage>>;
     const std::size_t bytes = static_cast<std::size_t>(width) * sizeof(Storage);
-    if (count == 0) {
+    if (count == 0 && !cached) {
+        stream_zeros(out, bytes);
+    } else if (count == 0) {
         std::memset(static_cast<void*>(out), 0, bytes);
     } else if (count == 1) {
         std::memcpy(static_cast<void*>(out), grad_out + positions[0] * width, bytes);
@@ -61,8 +75,10 @@ void embedding_forward<this_isa>(const embedding::Forward& a) {
     if (bytes == 0) return;
     parallel_for(tasks_of(a.rows, ids_per_task), [&](std::int64_t task) {
         const std::int64_t first = task * ids_per_task;
-        for (std::int64_t row = first; row < std::min(first + ids_per_task, a.rows); ++row) {
-            std::memcpy(out + row * bytes, table + ids[row] * bytes, static_cast<std::size_t>(bytes));
+        const std::int64_t last = std::min(first + ids_per_task, a.rows);
+        for (std::int64_t row = first; row < last; ++row) {
+            copy_row(table + ids[row] * bytes, table + ids[std::min(row + 1, last - 1)] * bytes, bytes,
+                     out + row * bytes);
         }
     });
 }
@@ -74,15 +90,17 @@ void embedding_backward<this_isa>(const embedding::Backward& a) {
     std::int64_t* order = start + a.vocabulary + 2;
     sort_positions(static_cast<const std::int64_t*>(a.ids.data), a.rows, a.vocabulary, start, order);
     if (a.width == 0) return;
+    const bool cached = a.vocabulary * a.width * bytes_of(a.grad_table.dtype) <= largest_cached_bytes;
     with_storage(a.grad_out.dtype, [&](auto storage) {
         using Storage = decltype(storage);
         const auto* grad_out = static_cast<const Storage*>(a.grad_out.data);
         parallel_for(tasks_of(a.vocabulary, vocabulary_per_task), [&](std::int64_t task) {
             const std::int64_t first = task * vocabulary_per_task;
             for (std::int64_t v = first; v < std::min(first + vocabulary_per_task, a.vocabulary); ++v) {
-                write_row(grad_out, order + start[v], start[v + 1] - start[v], a.width,
+                write_row(grad_out, order + start[v], start[v + 1] - start[v], a.width, cached,
                           row_of<Storage>(a.grad_table, v, a.width));
             }
+            if (!cached) end_stream();
         });
     });
 }

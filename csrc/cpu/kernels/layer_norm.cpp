@@ -19,12 +19,12 @@ namespace {
 
 constexpr std::int64_t rows_per_group = 64;
 
-// Σ d and Σ d², side by side.
+// Two sums of one pass, side by side.
 template <class V>
-struct Moments {
+struct Pair {
     V first, second;
-    static Moments zero() { return {V::zero(), V::zero()}; }
-    friend Moments operator+(Moments a, Moments b) { return {a.first + b.first, a.second + b.second}; }
+    static Pair zero() { return {V::zero(), V::zero()}; }
+    friend Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
 };
 
 template <class Storage, class Parameter>
@@ -50,9 +50,9 @@ void forward_rows(const layer_norm::Forward& a, std::int64_t first_row, std::int
             reduce_add(sum_row<V>(width, [&](std::int64_t i, std::int64_t count) { return V::load(x + i, count); })) *
             per_width;
         const V first_mean_v = V::broadcast(first_mean);
-        const Moments<V> moments = sum_row<V>(width, [&](std::int64_t i, std::int64_t count) {
+        const Pair<V> moments = sum_row<V>(width, [&](std::int64_t i, std::int64_t count) {
             const V d = select_first(count, V::load(x + i, count) - first_mean_v, V::zero());
-            return Moments<V>{d, d * d};
+            return Pair<V>{d, d * d};
         });
         const Number correction = reduce_add(moments.first) * per_width;
         const Number mean = first_mean + correction;
@@ -91,13 +91,12 @@ void backward_rows(const layer_norm::Backward& a, std::int64_t first_row, std::i
         const auto normalised = [&](std::int64_t i, std::int64_t count) {
             return (V::load(x + i, count) - mean) * rstd;
         };
-        const auto scaled = [&](std::int64_t i, std::int64_t count) {
-            return V::load(grad_out + i, count) * V::load(weight + i, count);
-        };
-        const V mean_g = V::broadcast(reduce_add(sum_row<V>(width, scaled))) * per_width;
-        const V sum_gn = sum_row<V>(
-            width, [&](std::int64_t i, std::int64_t count) { return scaled(i, count) * normalised(i, count); });
-        const V mean_gn = V::broadcast(reduce_add(sum_gn)) * per_width;
+        const auto sums = sum_row<V>(width, [&](std::int64_t i, std::int64_t count) {
+            const V g = V::load(grad_out + i, count) * V::load(weight + i, count);
+            return Pair<V>{g, g * normalised(i, count)};
+        });
+        const V mean_g = V::broadcast(reduce_add(sums.first)) * per_width;
+        const V mean_gn = V::broadcast(reduce_add(sums.second)) * per_width;
         Storage* grad_x = row_of<Storage>(a.grad_x, row, width);
         const Storage* grad_sum = a.grad_sum ? row_of<Storage>(*a.grad_sum, row, width) : nullptr;
         each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
