@@ -7,16 +7,19 @@
 
 How it measures. All contenders of a row run in one process, in turn, round by round; a row's time is the median of its
 rounds. Between contenders there is a short pause and a call that does not count, so that none runs beside the other's
-spinning threads. `ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that the row's
-operations or its memory traffic would take at the best rate this machine reaches (bench/rows.py says how many they are,
+spinning threads. Freed memory stays with the process, for both sides: how many pages the C library gives back after a
+call, and has to fetch anew for the next, is a matter of what else lies on its heap, and takes as long as many an op.
+`ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that the row's operations or its
+memory traffic would take at the best rate this machine reaches (bench/rows.py says how many they are,
 pygpt/machine.py how the rate is measured), over our time, and which of the two takes longer; it is above 100% where
-tensors stay in a cache. Errors are the largest difference from float64, over the largest value, of the output and, with
-a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing else should run on the machine.
+tensors stay in a cache. Errors are the largest difference from float64, over the largest value, of the output and,
+with a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing else should run on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import datetime
 import itertools
@@ -153,6 +156,15 @@ def median_seconds(contenders: dict[str, Call], settings: Settings) -> tuple[dic
                 contenders[name]()
             samples[name].append(timed(contenders[name], repeats[name]))
     return {name: statistics.median(values) for name, values in samples.items()}, rounds
+
+
+def keep_freed_memory() -> None:
+    """Make malloc neither give memory back to the system nor map large blocks of their own (glibc; no-op elsewhere)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        trim_threshold, most_mapped_blocks = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
+        mallopt(trim_threshold, -1)  # never
+        mallopt(most_mapped_blocks, 0)
 
 
 def timed(call: Call, repeats: int = 1) -> float:
@@ -323,6 +335,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     settings = FULL if arguments.full else dataclasses.replace(QUICK, compiled=arguments.compile)
