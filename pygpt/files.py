@@ -12,7 +12,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -68,6 +71,23 @@ def atomic_write_json(path: str | Path, value: Any) -> None:
         not).
     """
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with the mode that any new file gets here: the library lets its owner alone read it.
+
+    Raises: OSError naming ``path`` if it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # which imports torch
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # the library reports a full disk as its own error
+        raise OSError(f"cannot write {path}: {error}") from error
+    path.chmod(mode)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

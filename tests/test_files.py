@@ -7,14 +7,25 @@ import multiprocessing
 import os
 import resource
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from pygpt.files import atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from pygpt.files import (
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    read_json,
+    save_tensors,
+)
 from pygpt.text import ByteTokenizer, Document, prepare
+from tests.disk import files_of_at_most
 
 DOCUMENTS = [Document("name", "text")]
 
@@ -187,3 +198,18 @@ def test_kill_leaves_a_whole_file_and_the_next_write_cleans_up(tmp_path: Path) -
     (tmp_path / f".file.{os.getpid()}-01234567.tmp").write_text("of a running one")
     atomic_write_bytes(path, b"new")
     assert names(tmp_path) == [f".file.{os.getpid()}-01234567.tmp", "file"]
+
+
+def test_tensors_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "tensors.safetensors", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "tensors.safetensors").stat().st_mode) == 0o640
+    assert torch.equal(load_file(tmp_path / "tensors.safetensors")["a"], torch.ones(2))
+
+
+def test_tensors_on_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"cannot write .*tensors.safetensors: .*File too large"), files_of_at_most(5000):
+        save_tensors(tmp_path / "tensors.safetensors", {"a": torch.ones(20_000)})

@@ -33,7 +33,7 @@ def test_one_wheel_runs_beside_the_oldest_and_the_newest_torch(torch, wheel, tmp
     python = tmp_path / "venv/bin/python"
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     run(python, "-m", "pip", "install", "--quiet", torch, f"{wheel}[test]")
-    out = run(python, "-P", "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", cwd=ROOT)
+    out = run(tmp_path / "venv/bin/pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", cwd=ROOT)
     assert " passed" in out
 
 

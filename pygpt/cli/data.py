@@ -20,12 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the token files, and say what they hold."""
+    from pathlib import Path
+
     from pygpt.text import prepare
     from pygpt.train.text import named_tokenizer, read_corpus
 
+    out = Path(arguments.out)
+    if out.is_dir() and any(out.iterdir()) and not (out / "tokens.json").is_file():
+        raise FileExistsError(f"{out} holds something other than token files; choose another --out")
     documents = read_corpus(arguments.files)
     tokenizer = named_tokenizer(arguments.tokenizer, documents, arguments.vocab_size)
-    report = prepare(documents, tokenizer, arguments.out, arguments.validation, arguments.seed)
+    report = prepare(documents, tokenizer, out, arguments.validation, arguments.seed)
     print(f"{report.documents:,} documents, {report.bytes / 1e6:,.1f} MB, {report.tokens:,} tokens of a vocabulary of "
           f"{report.vocab_size:,} ({report.bytes / report.tokens:.2f} bytes a token)")  # fmt: skip
     print(f"{report.train_tokens:,} to train on, {report.validation_tokens:,} held out, in {report.folder}")

@@ -39,6 +39,7 @@ SETTINGS = TrainConfig(
     save_every=0,  # at the end
 )
 FEWEST_STEPS, MOST_STEPS = 50, 3000
+SECONDS_AROUND = 60  # for text and tokenizer before the training, and for its being slower than timed
 PROMPTS = ("Return the", "If the file", "class ")
 EXAMPLE = "Return the absolute value of a number."
 
@@ -66,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = _settings(arguments)
     with console.status("reading the documentation inside Python, training a tokenizer on it"):
         create(folder, config, progress=False)
-    display = _LimitedDisplay(console, config.steps, None if arguments.steps else 1.4 * arguments.seconds)
+    deadline = None if arguments.steps else started + arguments.seconds + SECONDS_AROUND
+    display = _LimitedDisplay(console, config.steps, deadline)
     with open_run(folder, config, display) as trainer:
         display.trainer = trainer
         _say_what_was_read(console, folder)
@@ -85,11 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
 class _LimitedDisplay(TerminalDisplay):
     """Ends the training when it takes much longer than planned: a machine may become slower after it was timed."""
 
-    def __init__(self, console: Console, steps: int, seconds: float | None) -> None:
+    def __init__(self, console: Console, steps: int, deadline: float | None) -> None:
         super().__init__(console, log_every=max(1, steps // 10))
         self.trainer: Trainer | None = None
         self.out_of_time = False
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._deadline = deadline
 
     def step(self, report: StepReport) -> None:
         super().step(report)

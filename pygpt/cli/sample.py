@@ -39,15 +39,18 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pygpt.train.config import MOST_THREADS
-    from pygpt.train.run import load_model
+    from pygpt.train.run import load_model, named_device
     from pygpt.train.text import prompt_tokens
 
+    if arguments.num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {arguments.num_samples}")
+    device = named_device(arguments.device)
     if arguments.threads is not None:
         if not 1 <= arguments.threads <= MOST_THREADS:
             raise ValueError(f"threads must be from 1 to {MOST_THREADS}, not {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model)
-    model.to(arguments.device)
+    model.to(device)
     tokens = prompt_tokens(tokenizer, arguments.prompt)
     options = {
         name: getattr(arguments, name)
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         written = tokenizer.stream()
         print("".join(map(written.push, tokens)), end="", flush=True)
         model.generate(
-            torch.tensor([tokens], device=arguments.device),
+            torch.tensor([tokens], device=device),
             seed=arguments.seed + number,
             stop_tokens=stop_tokens,
             tokenizer=tokenizer,

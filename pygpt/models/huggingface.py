@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pygpt.files import atomic_path, atomic_write_json, read_json
+from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
 from pygpt.models.bart_layout import BART
 from pygpt.models.bert_layout import BERT
 from pygpt.models.config import GPTConfig, TransformerConfig
@@ -156,7 +155,7 @@ def save(model: Transformer, folder: str | Path) -> str:
         for name, tensor in layout.stored(model).items()
     }
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_tensors(temporary, tensors, {"format": "pt"})
     atomic_write_json(folder / CONFIG, {"model_type": layout.model_type, **layout.values(model), **dtype})
     (folder / INDEX).unlink(missing_ok=True)  # of a model in parts that was here before
     return layout.model_type

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from pygpt.files import atomic_path, atomic_write_json, read_json
+from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
 
 FORMAT = "pygpt training checkpoint"
 VERSION = 1
@@ -80,10 +80,7 @@ class Checkpoints:
         part = f"-part-{state.part:02d}" if state.part else ""
         path = self.folder / f"step-{state.step:08d}{part}"
         if not path.exists():
-            try:
-                self._write(path, state, save_model)
-            except SafetensorError as error:  # the library reports a full disk as its own error
-                raise OSError(f"cannot write {path}: {error}; the checkpoints before it remain") from error
+            self._write(path, state, save_model)
         for old in self.paths()[: -self.keep]:
             shutil.rmtree(old)
         for abandoned in self.folder.glob(".step-*.tmp"):  # of saves that a kill cut off
@@ -95,12 +92,9 @@ class Checkpoints:
             temporary.mkdir()
             save_model(temporary)
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, temporary / "training.safetensors")
+            save_tensors(temporary / "training.safetensors", tensors)
             about = {"format": FORMAT, "version": VERSION, "step": state.step, "part": state.part}
             atomic_write_json(temporary / "training.json", {**about, "values": state.values})
-            readable = (temporary / "training.json").stat().st_mode
-            for file in temporary.iterdir():  # safetensors lets its files be read by their owner only
-                file.chmod(readable)
 
 
 def load_checkpoint(path: str | Path) -> TrainingState:

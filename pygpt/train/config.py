@@ -89,9 +89,7 @@ class TrainConfig:
         str, "fp32", "arithmetic of forward and backward; parameters stay fp32", choices=("fp32", "bf16")
     )
     device: str = _option(str, "cpu", "cpu, cuda or cuda:N")
-    threads: int | None = _option(
-        int, None, "CPU threads (as many as PyTorch takes)", minimum=1, maximum=MOST_THREADS
-    )
+    threads: int | None = _option(int, None, "CPU threads (as many as PyTorch takes)", minimum=1, maximum=MOST_THREADS)
     seed: int = _option(
         int, 0, "of the initial weights, the order of the data and dropout", minimum=0, maximum=2**63 - 1
     )

@@ -59,7 +59,7 @@ def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> No
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; continue it with --resume, or choose another --out")
     context_length = model_config(config, config.vocab_size).context_length  # before text is read, which may take long
-    _device(config)
+    named_device(config.device)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         prepared = _prepared_folder(config)
@@ -124,9 +124,9 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
         _check_memory(model_config(config, tokenizer.vocab_size), config)
         torch.manual_seed(config.seed)
         if paths:
-            model = GPT.from_pretrained(paths[-1]).to(_device(config))
+            model = GPT.from_pretrained(paths[-1]).to(named_device(config.device))
         else:
-            model = GPT(model_config(config, tokenizer.vocab_size), device=_device(config))
+            model = GPT(model_config(config, tokenizer.vocab_size), device=named_device(config.device))
         tokenizer.check_model_vocabulary(model.config.vocab_size)
         model.checkpoint_blocks = config.checkpoint_blocks
         model.train()
@@ -142,7 +142,7 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
             save_extra=tokenizer.save,
             after_save=lambda: save_loss_plot(folder / "loss.png", read_metrics(folder / "metrics.jsonl"), folder.name),
             flops_per_token=flops_per_token(model.config),
-            peak=measure_peak(DTYPES[config.dtype], _device(config)),
+            peak=measure_peak(DTYPES[config.dtype], named_device(config.device)),
         )
         if paths:
             trainer.restore(paths[-1])
@@ -218,6 +218,21 @@ def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
     return GPTConfig.from_dict({**default, **given, "vocab_size": vocab_size})
 
 
+def named_device(name: str) -> torch.device:
+    """The device of a flag. Raises: ValueError if it is none, or not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but PyTorch finds no CUDA device here")
+    if (device.index or 0) >= (1 if device.type == "cpu" else torch.cuda.device_count()):
+        raise ValueError(f"device is {name!r}, but there is no such one here")
+    return device
+
+
 def write_text(model: GPT, tokenizer: Tokenizer, prompt: str | None = None, seed: int = 0) -> str:
     """A text that the model writes after ``prompt``, the prompt included; the same for the same seed."""
     tokens = prompt_tokens(tokenizer, prompt)
@@ -253,7 +268,7 @@ def _check_memory(shape: GPTConfig, config: TrainConfig) -> None:
     Counted is what a step cannot do without: parameters, gradients and AdamW's two moments; the batches of a step; of
     one batch what each block keeps for its backward pass.
     """
-    free = free_memory(_device(config))
+    free = free_memory(named_device(config.device))
     tokens = config.batch_size * shape.context_length
     head_sizes = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim  # q, k, v and attention's result
     in_dtype = head_sizes + shape.hidden_dim if not config.checkpoint_blocks else 0
@@ -265,18 +280,6 @@ def _check_memory(shape: GPTConfig, config: TrainConfig) -> None:
             f"tokens at a time), but {config.device} has {free / 2**30:,.1f} GiB free: use a smaller batch_size, "
             "accumulate, context or model, or checkpoint_blocks"
         )
-
-
-def _device(config: TrainConfig) -> torch.device:
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, not {config.device!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu, cuda or cuda:N, not {config.device!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {config.device!r}, but PyTorch finds no CUDA device here")
-    return device
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """The text of a run, by the names that flags and configurations use."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pygpt.text import Document, Tokenizer, load_corpus, make_tokenizer
 from pygpt.train.config import CORPUS
+
+KINDS = {"char": "characters", "byte": "bytes"}  # by the names of flags
 
 
 def read_corpus(sources: Sequence[str]) -> list[Document]:
@@ -15,7 +18,9 @@ def named_tokenizer(
     kind: str, documents: Sequence[Document], vocab_size: int | None = None, progress: bool = True
 ) -> Tokenizer:
     """The tokenizer of a command line: ``char``, ``byte``, ``bpe``, or a folder. Raises: as ``make_tokenizer``."""
-    return make_tokenizer({"char": "characters", "byte": "bytes"}.get(kind, kind), documents, vocab_size, progress)
+    if kind not in (*KINDS, "bpe") and not Path(kind).is_dir():
+        raise ValueError(f"tokenizer must be char, byte, bpe or a folder that holds one, not {kind!r}")
+    return make_tokenizer(KINDS.get(kind, kind), documents, vocab_size, progress)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str | None) -> list[int]:

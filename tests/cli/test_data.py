@@ -36,6 +36,7 @@ def test_bad_input(tmp_path: Path, fails: Run) -> None:
         ("good.txt", ["--tokenizer", "byte", "--vocab-size", "300"], "vocab_size can be chosen for 'bpe' only"),
         ("good.txt", ["--validation", "1"], "validation_fraction must be"),
         ("good.txt", ["--out", "/proc/pygpt"], "/proc/pygpt"),
+        ("good.txt", ["--out", str(tmp_path)], "holds something other than token files"),
     ]:
         line = fails("data", str(tmp_path / name), "--out", str(tmp_path / "out"), *flags)
         assert line.startswith("pygpt data: error: ")

@@ -126,6 +126,7 @@ def test_mistakes_leave_no_folder(text: Path, tmp_path: Path, fails: Run) -> Non
         (["--width", "15"], "embedding_dim"),
         (["--positions", "rotary"], "positions"),
         (["--device", "tpu"], "device must be cpu, cuda or cuda:N, not 'tpu'"),
+        (["--device", "cpu:3"], "device is 'cpu:3', but there is no such one here"),
         (["--lr", "nan"], "lr must be above 0, not nan"),
         (["--threads", "100000"], "threads must be at most 1024"),
         (["--batch-size", "1000000000"], "a step needs at least"),
@@ -136,7 +137,7 @@ def test_mistakes_leave_no_folder(text: Path, tmp_path: Path, fails: Run) -> Non
         (["--data", str(tmp_path / "absent.txt")], "there is no file or folder"),
         (["--data", str(tmp_path / "empty.txt")], "the corpus is empty"),
         (["--data", str(tmp_path / "short.txt")], "tokens, but context_length 16 needs at least 17"),
-        (["--tokenizer", "words"], "tokenizer must be"),
+        (["--tokenizer", "words"], "tokenizer must be char, byte, bpe or a folder that holds one, not 'words'"),
         (["--tokenizer", str(tmp_path)], "tokenizer.json"),
         (["--out", str(tmp_path / "file")], "is there already"),
         (["--out", "/proc/pygpt/run"], "/proc/pygpt"),
@@ -243,6 +244,8 @@ def test_sample_mistakes(finished: Path, copy: Path, tmp_path: Path, fails: Run)
     assert "the prompt is empty" in sample("--prompt", "")
     assert "temperature" in sample("--prompt", "the", "--temperature", "-1")
     assert "top_p" in sample("--prompt", "the", "--top-p", "0")
+    assert "num_samples must be at least 1, not 0" in sample("--num-samples", "0")
+    assert "device must be cpu, cuda or cuda:N, not 'meta'" in sample("--device", "meta")
     assert "threads must be from 1 to 1024, not 0" in sample("--threads", "0")
     other = json.loads((newest(copy) / "tokenizer.json").read_text())
     other["characters"] = other["characters"][:-1]

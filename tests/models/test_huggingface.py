@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pygpt.models.huggingface.save_file", full)
+    monkeypatch.setattr("pygpt.models.huggingface.save_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         GPT(small()).save_pretrained(tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["config.json", "model.safetensors"]

@@ -1,0 +1,40 @@
+"""What the README's tour shows runs as it stands, in a folder that holds what it names."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pygpt import GPT, GPTConfig
+from pygpt.text import Document, make_tokenizer
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.slow
+def test_the_tour_runs(tmp_path: Path) -> None:
+    text = "Once upon a time there was a cat, and the cat sat on a mat.\n" * 400
+    (tmp_path / "my_texts").mkdir()
+    (tmp_path / "my_texts" / "cat.txt").write_text(text)
+    tokenizer = make_tokenizer("bpe", [Document("cat", text)], 270, progress=False)
+    shape = GPTConfig(tokenizer.vocab_size, context_length=128, num_layers=1, num_heads=2, embedding_dim=16)
+    GPT(shape).save_pretrained(tmp_path / "path/to/gpt2")
+    tokenizer.save(tmp_path / "path/to/gpt2")
+
+    tour = README.read_text().partition("## A short tour")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", tour, flags=re.DOTALL)
+    assert [language for language, _ in blocks] == ["sh", "python", "python", "sh"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for language, code in blocks:
+        short = code.replace("--steps 2000", "--steps 2 --layers 1 --vocab-size 270")
+        command = ["bash", "-euo", "pipefail", "-c", short] if language == "sh" else [sys.executable, "-c", short]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert (tmp_path / "runs/mine/loss.png").is_file()
