@@ -13,7 +13,7 @@ from pygpt import GPT, GPTConfig
 from pygpt.models.gpt import sinusoids
 from tests.models.plain import plain_logits
 from tests.models.test_config import small
-from tests.support import assert_near, assert_same_bits, random_generator, threads
+from tests.support import assert_accurate, assert_near, assert_same_bits, random_generator, threads
 
 
 def lively(config: GPTConfig, dtype: torch.dtype = torch.float32) -> GPT:
@@ -215,6 +215,30 @@ def test_compiled_gives_the_same_bits(options):
     compiled_loss(ids, targets, **options).backward()
     for name, parameter in model.named_parameters():
         assert_same_bits(parameter.grad, eager[name], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("autocast", [False, True])
+def test_inductor_is_as_accurate_as_eager(autocast):
+    """The whole model, its loss and its gradients in one graph of generated code around pygpt's ops."""
+    model = lively(small())
+    ids, targets = tokens(model, 3, 11), tokens(model, 3, 11)
+    targets[0, 3:6] = -100
+
+    def results(model, loss_of):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = loss_of(ids, targets)
+        loss.backward()
+        return torch.cat([loss.detach().view(1), *(p.grad.flatten() for p in model.parameters())])
+
+    exact = copy.deepcopy(model).double()
+    eager = results(model, model.loss)
+    compiled = results(model, torch.compile(model.loss, fullgraph=True))
+    assert_accurate(compiled, results(exact, exact.loss), eager, "loss and gradients")
+    with torch.no_grad():
+        logits = torch.compile(model, fullgraph=True)(ids)
+    assert_near(logits, exact(ids).detach(), "logits")
 
 
 def test_initial_weights_are_gpt2s():
