@@ -4,9 +4,9 @@
 //
 //   1. log Σ exp over the row, for the log-probability (tiles/softmax_row.cuh), and with it the largest logit.
 //   2. What top_k, top_p and min_p keep is a beginning of the tokens' order, so it is fully told by the key of its last
-//      token: a number that grows along the order, logit descending and then id. The key is found by halving the range
-//      of keys twice a pass over the row, until few enough tokens lie in the range to go on with these alone, in shared
-//      memory.
+//      token: a number that grows along the order, logit descending and then id. The range of keys is halved twice a
+//      pass over the row, until it holds no more tokens than the block has threads; then each thread takes one, and
+//      sums what comes before it.
 //   3. The token at which the sum of kept weights in order of id exceeds u · Σ: the row is cut into a part for each
 //      warp, then the part with the goal is, until it is one token.
 //
@@ -29,7 +29,7 @@ namespace {
 constexpr int threads = softmax_threads;
 constexpr int warps = softmax_warps;
 constexpr int parts = 4;  // of the range of keys, in a pass
-constexpr int max_candidates = 1024;
+constexpr int max_candidates = threads;
 
 using Key = unsigned long long;
 using Measure = unsigned long long;
@@ -46,6 +46,7 @@ struct Shared {
     std::int64_t token[warps];
     Candidate candidate[max_candidates];
     int candidates;
+    Key reached;
 };
 
 struct Arguments {
@@ -120,57 +121,58 @@ __device__ Measure total(const Row& row, Key last, MeasureOf measure_of, Shared&
 // The smallest key for which the measures of the tokens with keys up to it reach the goal, at most `last`.
 template <class MeasureOf>
 __device__ Key reach(const Row& row, Measure goal, Key last, MeasureOf measure_of, Shared& shared) {
-    Key base = 0;  // the key is one of base .. base + 2^bits - 1, and keys before base have `below`
-    Measure below = 0;
+    Key base = 0;  // the key is one of base .. base + 2^bits - 1; the goal counts from there
     int bits = 32 + row.id_bits + row.id_bits % 2;
-    bool collected = false;  // all tokens that are left stand in shared.candidate
-    std::int64_t left = row.vocabulary;
-    while (bits > 0) {
-        if (!collected && left <= max_candidates) {
-            collected = true;
-            __syncthreads();  // the candidates of the last search have been read
-            if (threadIdx.x == 0) shared.candidates = 0;
-            __syncthreads();
-            for (std::int64_t id = threadIdx.x; id < row.vocabulary; id += threads) {
-                const float logit = row.logits[id];
-                const Key key = row.key(logit, static_cast<Key>(id));
-                if (key < base || key > last || (key - base) >> bits != 0) continue;
-                shared.candidate[atomicAdd(&shared.candidates, 1)] = {key, measure_of(logit)};
-            }
-            __syncthreads();
+    std::int64_t left = row.vocabulary;  // tokens with such keys, at most
+    const auto each_token = [&](auto f) {
+        for (std::int64_t id = threadIdx.x; id < row.vocabulary; id += threads) {
+            const float logit = row.logits[id];
+            const Key key = row.key(logit, static_cast<Key>(id));
+            if (key >= base && key <= last && (key - base) >> bits == 0) f(key, logit);
         }
-        bits -= 2;
-        Measure measures[parts] = {};  // of each part of the range
+    };
+    while (left > max_candidates) {
+        Measure measures[parts] = {};  // of each quarter of the range
         int counts[parts] = {};
-        const auto add = [&](Key key, auto measure) {
-            if (key < base) return;
-            const Key part = (key - base) >> bits;
+        each_token([&](Key key, float logit) {
+            const auto quarter = static_cast<int>((key - base) >> (bits - 2));
+            const Measure measure = measure_of(logit);
 #pragma unroll
             for (int i = 0; i < parts; ++i) {
-                if (part == i) measures[i] += measure(), ++counts[i];
+                if (quarter == i) measures[i] += measure, ++counts[i];
             }
-        };
-        if (collected) {
-            for (int i = static_cast<int>(threadIdx.x); i < shared.candidates; i += threads) {
-                add(shared.candidate[i].key, [&] { return shared.candidate[i].measure; });
-            }
-        } else {
-            for (std::int64_t id = threadIdx.x; id < row.vocabulary; id += threads) {
-                const float logit = row.logits[id];
-                const Key key = row.key(logit, static_cast<Key>(id));
-                if (key <= last) add(key, [&] { return measure_of(logit); });
-            }
-        }
+        });
         reduce_block(measures, shared.measures);
         reduce_block(counts, shared.counts);
-        int part = 0;
-        while (part < parts - 1 && below + measures[part] < goal) below += measures[part++], base += Key{1} << bits;
+        bits -= 2;
+        bool found = false;
 #pragma unroll
         for (int i = 0; i < parts; ++i) {
-            if (i == part) left = counts[i];
+            if (found) continue;
+            if (measures[i] >= goal || i == parts - 1) {
+                found = true;
+                left = counts[i];
+            } else {
+                goal -= measures[i];
+                base += Key{1} << bits;
+            }
         }
     }
-    return base < last ? base : last;
+    __syncthreads();  // what was found in the last search has been read
+    if (threadIdx.x == 0) shared.candidates = 0, shared.reached = last;
+    __syncthreads();
+    each_token(
+        [&](Key key, float logit) { shared.candidate[atomicAdd(&shared.candidates, 1)] = {key, measure_of(logit)}; });
+    __syncthreads();
+    const int count = shared.candidates;
+    if (const int mine = static_cast<int>(threadIdx.x); mine < count) {
+        const Candidate own = shared.candidate[mine];
+        Measure before = 0;
+        for (int i = 0; i < count; ++i) before += shared.candidate[i].key < own.key ? shared.candidate[i].measure : 0;
+        if (before < goal && before + own.measure >= goal) shared.reached = own.key;  // one thread's
+    }
+    __syncthreads();
+    return shared.reached;
 }
 
 // The first token at which the sum of the measures of tokens with keys up to `last`, in order of id, exceeds u of all.
@@ -261,6 +263,9 @@ __global__ void __launch_bounds__(threads) sample_forward_kernel(const Arguments
 }  // namespace
 
 void sample_forward(const sample::Forward& a) {
+    if (a.vocabulary >= std::int64_t{1} << 30) {  // a key has 32 bits of logit and must leave room for a sum
+        throw ValueError(text("a vocabulary must be less than 2^30 on CUDA, but is ", a.vocabulary));
+    }
     const int id_bits = std::bit_width(static_cast<std::uint64_t>(a.vocabulary));
     const double per_temperature = std::min(1 / a.temperature, static_cast<double>(FLT_MAX));
     const Arguments arguments{

@@ -60,6 +60,7 @@ __device__ LogSumExp log_sum_exp_of_block(const Storage* logits, std::int64_t co
     float sum = 0;
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
+        if (k * warp_lanes * vector >= count) break;  // what follows would add 0
 #pragma unroll
         for (int j = 0; j < vector; ++j) sum += expf(held[k].value[j] - shift);
     }
