@@ -48,7 +48,7 @@ from pygpt.train.config import MOST_THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # behind the installed pygpt
-from bench import models, rows  # noqa: E402
+from bench import gpu, models, rows  # noqa: E402
 from bench.case import Call, Case  # noqa: E402
 
 SHORT_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -111,8 +111,8 @@ def measure(case: Case, settings: Settings) -> Result:
     limit = limit_seconds = None
     if case.work:
         at_best = {
-            "arithmetic": case.work.operations / machine.peak_arithmetic(case.dtype),
-            "memory": case.work.bytes(case.dtype) / machine.memory_bandwidth(),
+            "arithmetic": case.work.operations / peak_arithmetic(case.dtype),
+            "memory": case.work.bytes(case.dtype) / memory_bandwidth(),
         }
         limit, limit_seconds = max(at_best.items(), key=lambda item: item[1])
     error, peer_error = case.errors()
@@ -135,6 +135,14 @@ def measure(case: Case, settings: Settings) -> Result:
         error=error,
         peer_error=peer_error,
     )
+
+
+def peak_arithmetic(dtype: torch.dtype) -> float:
+    return gpu.peak_arithmetic(dtype) if gpu.in_use() else machine.peak_arithmetic(dtype)
+
+
+def memory_bandwidth() -> float:
+    return gpu.memory_bandwidth() if gpu.in_use() else machine.memory_bandwidth()
 
 
 def last_used() -> list[str | None]:
@@ -168,27 +176,37 @@ def keep_freed_memory() -> None:
 
 
 def timed(call: Call, repeats: int = 1) -> float:
-    """Seconds of a call."""
+    """Seconds of a call; on a GPU until its work is done."""
+    synchronize = torch.cuda.synchronize if gpu.in_use() else lambda: None
+    synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
         call()
+    synchronize()
     return (time.perf_counter() - start) / repeats
 
 
 def setting() -> dict[str, Any]:
     """Where and of what the results are: hardware, its limits and how they are measured, versions, date, commit."""
     dtypes = (torch.float32, torch.bfloat16)
+    on_gpu = gpu.in_use()
     return {
+        **(gpu.description() if on_gpu else {}),
         "processor": machine.cpu_name(),
         "threads": torch.get_num_threads(),
         "memory_bytes": machine.memory_bytes(),
         "last_level_cache_bytes": machine.last_level_cache_bytes(),
-        "operations_per_second": {SHORT_DTYPES[dtype]: machine.peak_arithmetic(dtype) for dtype in dtypes},
+        "operations_per_second": {SHORT_DTYPES[dtype]: peak_arithmetic(dtype) for dtype in dtypes},
         "operations_measured_by": {
-            SHORT_DTYPES[dtype]: f"multiply-adds of {machine.instruction_set(dtype)} on registers" for dtype in dtypes
+            SHORT_DTYPES[dtype]: f"torch's product of matrices of {gpu.PRODUCT_SIZE}²"
+            if on_gpu
+            else f"multiply-adds of {machine.instruction_set(dtype)} on registers"
+            for dtype in dtypes
         },
-        "bytes_per_second": machine.memory_bandwidth(),
-        "bytes_measured_by": "reading a buffer of eight last-level caches",
+        "bytes_per_second": memory_bandwidth(),
+        "bytes_measured_by": "a copy of 1 GiB, read and written"
+        if on_gpu
+        else "reading a buffer of eight last-level caches",
         "pygpt": pygpt.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -213,6 +231,7 @@ def setting_text(where: dict[str, Any]) -> str:
     )
     return (
         f"pygpt {where['pygpt']} ({where['commit']}) beside torch {where['torch']}, {where['date']}\n"
+        f"{where['gpu'] + ', CUDA ' + where['cuda'] + '; ' if 'gpu' in where else ''}"
         f"{where['processor']}, {where['threads']} threads, {where['memory_bytes'] / 2**30:.0f} GiB\n"
         f"limits: {rates}\n"
         f"        {where['bytes_per_second'] / 1e9:.1f} GB/s ({where['bytes_measured_by']})"
@@ -323,8 +342,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios as bars")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
-        why_none = C.cuda_devices()[1]
-        parser.error(f"--device cuda: {why_none or 'pygpt has no CUDA kernels yet'}")
+        why_none = C.cuda_devices()[1] or ("" if torch.cuda.is_available() else "this torch is built without CUDA")
+        if why_none:
+            parser.error(f"--device cuda: {why_none}")
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
         parser.error(f"--threads must be from 1 to {MOST_THREADS}, but is {arguments.threads}")
     for file in (arguments.json, arguments.plot):
@@ -339,7 +359,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     settings = FULL if arguments.full else dataclasses.replace(QUICK, compiled=arguments.compile)
+    if arguments.device == "cuda":
+        torch.set_default_device("cuda")
     cases = list(every_case(settings))
+    if gpu.in_use():  # the model's rows need every op
+        kernels = gpu.ops()
+        cases = [c for c in cases if (c.op in kernels if c.op else kernels >= {op for op, _ in C.implementations()})]
     if arguments.only:
         chosen = [case for case in cases if arguments.only in (case.name, case.op or "model")]
         if not chosen:

@@ -73,7 +73,8 @@ def _models(config: GPTConfig, dtype: torch.dtype) -> tuple[GPT, PlainGPT, Plain
 
 
 def _tokens(config: GPTConfig, batch: int, time: int) -> Tensor:
-    return torch.randint(config.vocab_size, (batch, time), generator=torch.Generator().manual_seed(1))
+    drawn = torch.randint(config.vocab_size, (batch, time), generator=torch.Generator().manual_seed(1), device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def _ids_and_targets(config: GPTConfig, batch: int, time: int) -> tuple[Tensor, Tensor]:

@@ -37,17 +37,18 @@ class Sizes:
 
 
 class Draw:
-    """Random inputs of one dtype, always the same ones."""
+    """Random inputs of one dtype, always the same ones, on torch's default device."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.generator = torch.Generator().manual_seed(1)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=self.generator) * scale).to(self.dtype)
+        drawn = torch.randn(shape, generator=self.generator, device="cpu") * scale
+        return drawn.to(self.dtype).to(torch.get_default_device())
 
     def ids(self, below: int, *shape: int) -> Tensor:
-        return torch.randint(below, shape, generator=self.generator)
+        return torch.randint(below, shape, generator=self.generator, device="cpu").to(torch.get_default_device())
 
 
 @dataclass(frozen=True)
@@ -353,7 +354,7 @@ def _gradient(row: Row, inputs: dict[str, Any], draw: Draw) -> Tensor:
     """Of the result, at random."""
     with torch.no_grad():
         out = row.ours(**inputs)
-    return torch.randn(out.shape, generator=draw.generator).to(out.dtype)
+    return torch.randn(out.shape, generator=draw.generator, device="cpu").to(out.device, out.dtype)
 
 
 def _call(function: Callable[..., Tensor], inputs: dict[str, Any], grad: Tensor | None) -> Callable[[], list[Tensor]]:

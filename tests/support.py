@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pygpt.extension import C
 
@@ -28,19 +30,22 @@ def fresh_seed() -> int:
 
 def random_generator() -> torch.Generator:
     """A torch generator with a `fresh_seed`."""
-    return torch.Generator().manual_seed(fresh_seed())
+    return torch.Generator("cpu").manual_seed(fresh_seed())
 
 
 def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal values, drawn in float64 on the CPU and rounded to ``dtype``, on the default device."""
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return drawn.to(dtype).to(torch.get_default_device())
+    """Standard normal values, drawn in float64 and rounded to ``dtype``."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def integers(generator: torch.Generator, low: int, high: int, *shape: int) -> Tensor:
-    """Numbers from ``low`` to ``high`` - 1, drawn on the CPU, on the default device."""
-    drawn = torch.randint(low, high, shape, generator=generator, device="cpu")
-    return drawn.to(torch.get_default_device())
+class DrawnOnTheCpu(TorchFunctionMode):
+    """On a GPU: what a test draws with its generator, which is the CPU's, is the same there and on the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "generator" not in kwargs or "device" in kwargs:
+            return function(*args, **kwargs)
+        return function(*args, **kwargs, device="cpu").to(torch.get_default_device())
 
 
 def smaller(count: int, emulated: int) -> int:

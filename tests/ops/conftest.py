@@ -6,6 +6,7 @@ CUDA ones on a GPU, which is then torch's default device.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 import pygpt
 from pygpt.extension import C
-from tests.support import EMULATED
+from tests.support import EMULATED, DrawnOnTheCpu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,7 +58,10 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         reason = "this torch is built without CUDA"
     if reason:
         pytest.skip(f"{name}: {reason}")
-    device = "cuda" if name.startswith("cuda") and not EMULATED else "cpu"
-    with pygpt.force(op, name), torch.device(device):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pygpt.force(op, name))
+        if name.startswith("cuda") and not EMULATED:
+            stack.enter_context(torch.device("cuda"))
+            stack.enter_context(DrawnOnTheCpu())
         yield name
         assert C.last_used(op) == name

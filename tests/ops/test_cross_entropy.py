@@ -13,7 +13,6 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
-    integers,
     normal,
     on_the_cpu,
     random_generator,
@@ -27,7 +26,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def random_targets(generator, vocabulary, *shape, ignored=0.3):
     return torch.where(
-        integers(generator, 0, 1000, *shape) < 1000 * ignored, -100, integers(generator, 0, vocabulary, *shape)
+        torch.rand(shape, generator=generator) < ignored, -100, torch.randint(vocabulary, shape, generator=generator)
     )
 
 

@@ -13,7 +13,6 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
-    integers,
     normal,
     on_the_cpu,
     random_generator,
@@ -23,7 +22,7 @@ from tests.support import (
 
 
 def random_ids(generator, vocabulary, *shape):
-    return integers(generator, 0, vocabulary, *shape)
+    return torch.randint(vocabulary, shape, generator=generator)
 
 
 @given(shape=st.lists(st.integers(0, 9), max_size=3), vocabulary=st.integers(1, 300), width=st.integers(0, 70))

@@ -1,0 +1,155 @@
+"""What only a GPU shows: streams, devices, graphs, memory beyond 32-bit indices, autocast, compiled code.
+
+Run with ``pytest -m cuda``, which also runs the op tests on the GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import pygpt
+from pygpt import ops
+from pygpt.extension import C
+from tests.support import EMULATED, DrawnOnTheCpu, assert_same_bits, normal
+
+pytestmark = pytest.mark.cuda
+
+
+def runs_on_a_gpu(op: str) -> bool:
+    return any(name.startswith("cuda") and not reason for name, reason in dict(C.implementations())[op])
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    if EMULATED:
+        pytest.skip("emulated")
+    if why_none := C.cuda_devices()[1] or ("" if torch.cuda.is_available() else "this torch is built without CUDA"):
+        pytest.skip(why_none)
+    with torch.device("cuda"), DrawnOnTheCpu():
+        yield
+
+
+def step(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    """Several ops in a row, with scratch memory: loss and gradients."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    hidden = ops.layer_norm(ops.dropout(ops.add(x, x.detach()), 0.1, 3), weight)
+    loss = ops.cross_entropy(hidden, targets)
+    return [loss.detach(), *torch.autograd.grad(loss, [x, weight])]
+
+
+@pytest.fixture
+def inputs(generator):
+    return normal(generator, 300, 768), normal(generator, 768), torch.arange(300) % 768
+
+
+def test_work_follows_the_current_stream(inputs):
+    expected = step(*inputs)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    x = torch.full_like(inputs[0], torch.nan)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # the values come late on this stream
+        x.copy_(inputs[0])
+        results = step(x, *inputs[1:])
+    stream.synchronize()
+    for a, b in zip(expected, results, strict=True):
+        assert_same_bits(a, b, "on another stream")
+
+
+def test_a_graph_replays_with_new_values(inputs, generator):
+    static = [tensor.clone() for tensor in inputs]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(*static)  # warms up
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step(*static)
+    for _ in range(2):
+        x = normal(generator, *inputs[0].shape)
+        static[0].copy_(x)
+        graph.replay()
+        for a, b in zip(step(x, *inputs[1:]), results, strict=True):
+            assert_same_bits(a, b, "replayed")
+
+
+def test_a_device_that_is_not_the_current_one(inputs):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    results = step(*(tensor.to("cuda:1") for tensor in inputs))
+    assert torch.cuda.current_device() == 0
+    for a, b in zip(step(*inputs), results, strict=True):
+        assert_same_bits(a, b.to("cuda:0"), "on the second GPU")
+
+
+@pytest.mark.slow
+def test_more_elements_than_32_bits_count():
+    rows, width = 2**21 + 3, 1024
+    if torch.cuda.mem_get_info()[0] < 3 * rows * width * 2 + 2**30:
+        pytest.skip("needs 14 GB of free memory")
+    x = torch.zeros(rows, width, dtype=torch.bfloat16)
+    pattern = torch.randn(3, width).bfloat16()
+    x[-3:] = pattern
+    weight = torch.ones(width, dtype=torch.bfloat16)
+    for run in (
+        lambda x: ops.layer_norm(x, weight),
+        lambda x: ops.add(x, weight),
+        lambda x: ops.cross_entropy(x, torch.zeros(len(x), dtype=torch.int64), reduction="none"),
+    ):
+        assert_same_bits(run(x)[-3:], run(pattern), "rows beyond 2^31 elements")
+    ids = torch.tensor([0, rows - 1, rows - 3])
+    assert_same_bits(ops.embedding(ids, x), x[ids], "embedding")
+    total = ops.grad_norm([x])
+    assert abs(float(total) - float(pattern.double().norm())) < 1e-5 * float(total)
+
+
+def test_compiled_code_and_autocast_give_the_same_bits(inputs):
+    x, weight, _ = inputs
+    compiled = torch.compile(ops.layer_norm, fullgraph=True)
+    assert_same_bits(compiled(x, weight), ops.layer_norm(x, weight), "compiled")
+    with torch.autocast("cuda", torch.bfloat16):
+        assert_same_bits(ops.layer_norm(x, weight), ops.layer_norm(x.clone(), weight), "autocast keeps the dtype")
+
+
+def test_values_out_of_range_are_no_fault(generator):
+    table = normal(generator, 5, 40)
+    assert ops.embedding(torch.tensor([7, -3]), table).isnan().all()
+    assert ops.cross_entropy(table, torch.tensor([1, 2, 3, 40, -5])).isnan()
+    torch.cuda.synchronize()
+
+
+@functools.cache
+def every_op_runs() -> bool:
+    return all(runs_on_a_gpu(op) for op, _ in C.implementations())
+
+
+@pytest.mark.slow
+def test_a_model_trains_and_writes_as_on_the_cpu():
+    if not every_op_runs():
+        pytest.skip("not every op has CUDA kernels")
+    config = pygpt.GPTConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, embedding_dim=64)
+    with torch.device("cpu"):
+        torch.manual_seed(1)
+        model = pygpt.GPT(config)
+        tokens = torch.randint(61, (4, 33))
+    losses = {}
+    for device in ("cpu", "cuda"):
+        copy = pygpt.GPT(config, device=device)
+        copy.load_state_dict(model.state_dict())
+        optimizer = pygpt.optim.AdamW(copy.parameters(), lr=1e-3)
+        ids, targets = tokens[:, :-1].to(device), tokens[:, 1:].to(device)
+        losses[device] = []
+        for _ in range(20):
+            loss = copy.loss(ids, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[device].append(float(loss))
+        copy.eval()
+        exact = [copy.generate(ids[:, :8], max_new_tokens=16, temperature=0.0, exact=True) for _ in range(2)]
+        assert_same_bits(*exact, "generation")
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)

@@ -1,0 +1,194 @@
+"""The emulated device under the Python API: what ``PYGPT_EMULATE`` loads, what it refuses, and what its counters say.
+
+Each check is a program of its own: which extension module is loaded is decided once in a process. The ops themselves
+run there by ``PYGPT_EMULATE=80 pytest tests/ops``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+needs_the_module = pytest.mark.skipif(
+    importlib.util.find_spec("pygpt._C_emulated") is None,
+    reason="this build has no emulated device; build with -C cmake.define.PYGPT_EMULATOR=ON",
+)
+
+
+def run(program: str, device: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment, "PYGPT_EMULATE": device},
+    )
+
+
+def output(program: str, device: str, **environment: str) -> str:
+    result = run(program, device, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@needs_the_module
+@pytest.mark.parametrize("device", ["80", "86", "90"])
+def test_info_says_what_is_emulated(device):
+    info = json.loads(output("import json, pygpt; print(json.dumps(pygpt.info()))", device))
+    assert info["emulated"] == f"sm_{device}"
+    (gpu,) = [each for each in info["devices"] if each["device"] != "cpu"]
+    assert gpu["compute_capability"] == [int(digit) for digit in device]
+    assert (gpu["shared_memory_bytes"] < 100 * 1024) == (device == "86")
+    assert "cuda_sm80" in info["implementations"]["layer_norm"]
+    assert not [name for names in info["implementations"].values() for name in names if name.startswith("cpu")]
+
+
+def test_an_unknown_device_is_an_error():
+    result = run("import pygpt", "85")
+    assert result.returncode != 0
+    assert "PYGPT_EMULATE must be one of 80, 86, 90, but is '85'" in result.stderr
+
+
+def test_a_build_without_it_says_so():
+    program = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pygpt._C_emulated":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import pygpt
+"""
+    result = run(program, "80")
+    assert result.returncode != 0
+    assert "PYGPT_EMULATE=80 needs a development build with the emulated device" in result.stderr
+
+
+@needs_the_module
+def test_what_has_no_cuda_kernel_is_refused_with_each_reason():
+    program = """
+import torch, pygpt
+for op, tensor in (("add", torch.ones(2).double()), ("dropout", torch.ones(2).double())):
+    try:
+        pygpt.ops.add(tensor, tensor) if op == "add" else pygpt.ops.dropout(tensor, 0.5)
+    except ValueError as error:
+        print(error)
+"""
+    words = output(program, "80")
+    for op in ("add", "dropout"):
+        assert f"{op}: no implementation takes these arguments" in words
+    assert words.count("cuda_sm80: there are no CUDA kernels for float64") == 2
+    assert words.count("cpu_scalar: the tensors are on cuda:0") == 2
+
+
+@needs_the_module
+def test_a_runtime_that_is_loaded_globally_takes_no_launch(tmp_path: Path):
+    """As that of a torch built for CUDA would be."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler, to make a false CUDA runtime")
+    functions = (
+        "cudaLaunchKernelExC",
+        "cudaLaunchKernel",
+        "cudaGetDeviceCount",
+        "cudaGetDevice",
+        "cudaFuncSetAttribute",
+    )
+    functions += ("__cudaRegisterFatBinary", "__cudaRegisterFunction", "__cudaPushCallConfiguration")
+    source, library = tmp_path / "cudart.c", tmp_path / "libcudart.so"
+    calls = "".join(f"int {name}(void) {{ abort(); }}\n" for name in functions)
+    source.write_text(f"#include <stdlib.h>\n{calls}")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    program = f"""
+import ctypes
+ctypes.CDLL({str(library)!r}, mode=ctypes.RTLD_GLOBAL)
+import torch, pygpt
+print(pygpt.ops.add(torch.ones(3), torch.ones(3)).tolist())
+"""
+    assert output(program, "80").strip() == "[2.0, 2.0, 2.0]"
+
+
+@needs_the_module
+def test_a_fault_names_op_implementation_and_line():
+    program = """
+import torch, pygpt
+try:
+    pygpt.ops.layer_norm(torch.ones(2, 300), torch.ones(300))
+except RuntimeError as error:
+    print(error)
+"""
+    words = output(program, "80", PYGPT_EMULATOR_INSTRUCTION_LIMIT="100")
+    assert "layer_norm (cuda_sm80): " in words
+    assert "layer_norm_forward_kernel" in words
+    assert "layer_norm.cu:" in words
+
+
+@needs_the_module
+def test_tokens_are_those_of_the_cpu():
+    program = """
+import torch
+from pygpt import ops
+logits = torch.randn(40, 1500, generator=torch.Generator().manual_seed(3)) * 3
+logits[1::2] = (logits[1::2] * 2).round() / 2  # ties
+rows = {"seeds": torch.arange(40) * 977 - 11, "positions": torch.arange(40) * 2**33}
+for options in (
+    {}, {"temperature": 0.0}, {"temperature": 0.6}, {"top_k": 1}, {"top_k": 50}, {"top_k": 700}, {"top_p": 0.4},
+    {"top_p": 0.99}, {"min_p": 0.05}, {"top_k": 300, "top_p": 0.8, "min_p": 0.01, "temperature": 1.7},
+):
+    print(options, ops.sample(logits, **options, **rows)[0].tolist())
+"""
+    assert output(program, "80") == output(program, "")
+
+
+MEMORY_BOUND = {
+    "layer_norm_forward": "ops.layer_norm(x, w, w)",
+    "cross_entropy_forward": "ops.cross_entropy(x, targets)",
+    "cross_entropy_backward": "ops.cross_entropy(x.requires_grad_(), targets).backward()",
+    "adamw_step": "ops.adamw([x], [x.clone()], [m], [m.clone()], [None], [1], "
+    "lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)",
+    "grad_norm_forward": "ops.grad_norm([x, w])",
+    "add_forward": "ops.add(x, w)",
+    "dropout_forward": "ops.dropout(x, 0.3, 5)",
+    "embedding_forward": "ops.embedding(targets, x)",
+}
+
+
+@functools.cache
+def launches(dtype: str) -> list[dict[str, Any]]:
+    """What each launch of MEMORY_BOUND used."""
+    calls = "\n".join(f"x, w, m = inputs()\n{call}" for call in MEMORY_BOUND.values())
+    program = f"""
+import torch
+from pygpt import ops
+from pygpt.extension import C
+def inputs():
+    return torch.randn(6, 768).to(torch.{dtype}), torch.randn(768).to(torch.{dtype}), torch.rand(6, 768)
+targets = torch.tensor([0, 5, 3, 1, 2, 4])
+C.emulator.set_option("count", "1")
+{calls}
+print(C.emulator.take_counts())
+"""
+    return json.loads(output(program, "80"))
+
+
+@needs_the_module
+@pytest.mark.parametrize("kernel", MEMORY_BOUND)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_sector_that_moves_is_used(kernel, dtype):
+    """Of aligned shapes: as many sectors of 32 bytes as the bytes that are asked for need."""
+    own = [launch for launch in launches(dtype) if f"{kernel}_kernel" in launch["kernel"]]
+    assert own
+    for launch in own:
+        assert launch["global_sectors"] <= launch["global_ideal"], [
+            (line["line"], line["global_sectors"], line["global_ideal"])
+            for line in launch["lines"]
+            if line["global_sectors"] > line["global_ideal"]
+        ]
