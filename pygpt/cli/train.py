@@ -1,9 +1,10 @@
-"""Train a GPT on text. Every flag can also stand in a TOML file; the flags win.
+"""Train a GPT on text (or, by --objective, an encoder or an encoder-decoder). Flags can also stand in a TOML file.
 
 Examples:
   pygpt train --data shakespeare.txt --tokenizer char --out runs/shakespeare --steps 2000
   pygpt train --resume runs/shakespeare
   pygpt train --config settings.toml --lr 3e-4 --out runs/slower
+  pygpt train --data texts/ --objective mlm+nsp --norm pre --out runs/encoder
 
 Ctrl-C saves a checkpoint and ends; --resume then goes on to the same bits as if nothing had happened. So it does after
 a crash, from the last checkpoint. Exit code: 0 finished, 130 interrupted, 1 diverged, 2 bad input.
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pygpt.train.display import TerminalDisplay
-    from pygpt.train.run import create, describe, open_run, read_config
+    from pygpt.train.run import create, describe, describe_baselines, open_run, read_config
     from pygpt.train.trainer import TrainingStopped
 
     given = (read_toml(arguments.config) if arguments.config else {}) | flags_given(arguments)
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = read_config(folder)
     with open_run(folder, config, TerminalDisplay(console, config.log_every)) as trainer:
         console.print(describe(trainer), highlight=False)
+        console.print(describe_baselines(folder, trainer), highlight=False)
         try:
             finished = trainer.run()
         except TrainingStopped as stopped:
@@ -56,5 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not finished:
         console.print(f"interrupted and saved; go on with: pygpt train --resume {folder}", soft_wrap=True)
         return 130
-    console.print(f"finished; see {folder}/loss.png, or try: pygpt sample --model {folder}", soft_wrap=True)
+    then = f", or try: pygpt sample --model {folder}" if config.objective == "clm" else ""
+    console.print(f"finished; see {folder}/loss.png{then}", soft_wrap=True)
     return 0

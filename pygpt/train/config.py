@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 MOST_THREADS = 1024  # OpenMP, which PyTorch computes with, ends the process when it cannot start what it is asked for
+NOISE = ("permutation", "infilling", "masking")
 CORPUS = "python-docs"  # as --data: the documentation inside Python's own standard library
 
 
@@ -48,6 +49,9 @@ class TrainConfig:
     data: tuple[str, ...] = _option(
         tuple, (CORPUS,), f"text files, folders, globs, a folder made by 'pygpt data', or {CORPUS}"
     )
+    separator: str | None = _option(
+        str, None, "what stands between the documents of a file, such as '\\n\\n\\n' (a file is one document)"
+    )
     tokenizer: str | None = _option(
         str, None, "char, byte, bpe (trained on the data), or a folder that holds one (bpe, or the prepared data's)"
     )
@@ -69,6 +73,26 @@ class TrainConfig:
     bias: bool | None = _option(bool, None, "biases in linear maps and layer norms (yes without a preset)")
     tie_head: bool | None = _option(bool, None, "use the token embedding as head (yes without a preset)")
     checkpoint_blocks: bool = _option(bool, False, "recompute each block in the backward pass: slower, less memory")
+
+    # Objective
+    objective: str = _option(
+        str,
+        "clm",
+        "what is learned: the next token (clm, a GPT), hidden tokens (mlm, an encoder), these and whether one sentence "
+        "follows another (mlm+nsp), or text from text (encoder-decoder): its continuation (seq2seq), or itself from a "
+        "noisy copy (denoise)",
+        choices=("clm", "mlm", "mlm+nsp", "seq2seq", "denoise"),
+    )
+    mask_rate: float | None = _option(
+        float, None, "share of the tokens that is hidden (mlm: 0.15; denoise: 0.3)", minimum=0, above=True
+    )
+    whole_words: bool = _option(bool, False, "mlm: hide whole words")
+    noise: tuple[str, ...] = _option(
+        tuple, ("permutation", "infilling"), "denoise: any of permutation (of lines), infilling and masking"
+    )
+    label_smoothing: float = _option(
+        float, 0.0, "seq2seq, denoise: share of a target that all tokens have evenly", minimum=0
+    )
 
     # Training
     steps: int = _option(int, 1000, "optimiser steps", minimum=1)
@@ -110,12 +134,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             _check(option, getattr(self, option.name))
-        for name in ("beta1", "beta2", "validation", "dropout"):
+        for name in ("beta1", "beta2", "validation", "dropout", "mask_rate", "label_smoothing"):
             value = getattr(self, name)
             if value is not None and value >= 1:
                 raise ValueError(f"{name} must be below 1, not {value:g}")
         if not self.data:
             raise ValueError("data must name at least one file, folder or glob")
+        if self.label_smoothing and self.objective not in ("seq2seq", "denoise"):
+            raise ValueError(f"label_smoothing is for seq2seq and denoise, not {self.objective}")
+        for name in self.noise:
+            if name not in NOISE:
+                raise ValueError(f"noise must be any of {', '.join(NOISE)}, not {name!r}")
         self.learning_rate()  # checks what its parts must be to each other
 
     def learning_rate(self) -> Schedule:
@@ -168,7 +197,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` one flag per field of :class:`TrainConfig`; a flag that is not given leaves no attribute."""
-    titles = {"data": "text", "preset": "model", "steps": "training", "eval_every": "record"}
+    titles = {"data": "text", "preset": "model", "objective": "objective", "steps": "training", "eval_every": "record"}
     group: Any = parser
     for option in fields(TrainConfig):
         if option.name in titles:

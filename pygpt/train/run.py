@@ -13,7 +13,7 @@ The folder appears whole: until text, tokenizer and configuration are ready it h
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,25 +22,29 @@ from typing import Any
 import torch
 
 from pygpt.files import atomic_path, read_json
-from pygpt.models import GPT, GPTConfig
+from pygpt.models import GPT, TransformerConfig
 from pygpt.models.memory import free_memory
 from pygpt.optim import AdamW
 from pygpt.text import BatchLoader, TokenFile, Tokenizer, prepare, sequential_batches
+from pygpt.train.baselines import Counts
 from pygpt.train.checkpoint import Checkpoints
 from pygpt.train.config import TrainConfig, read_toml
 from pygpt.train.display import Display
+from pygpt.train.examples import ExampleLoader, Examples, SpecialTokens, fixed_batches
 from pygpt.train.metrics import Metrics, read_metrics
+from pygpt.train.objectives import OBJECTIVES, Batch, pair_scores
 from pygpt.train.plot import save_loss_plot
 from pygpt.train.text import named_tokenizer, prompt_tokens, read_corpus
 from pygpt.train.throughput import flops_per_token, measure_peak
-from pygpt.train.trainer import Trainer, parameter_groups
+from pygpt.train.trainer import Batches, Trainer, parameter_groups
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SAMPLE_TOKENS = 100
 
 # What a checkpoint's bits depend on; a resumed run keeps it.
 FIXED = ("data", "tokenizer", "vocab_size", "validation", "preset", "layers", "heads", "kv_heads", "width", "hidden",
-         "context", "dropout", "activation", "positions", "norm", "bias", "tie_head", "seed")  # fmt: skip
+         "context", "dropout", "activation", "positions", "norm", "bias", "tie_head", "seed", "separator", "objective",
+         "mask_rate", "whole_words", "noise")  # fmt: skip
 
 
 def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> None:
@@ -64,17 +68,19 @@ def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> No
         temporary.mkdir()
         prepared = _prepared_folder(config)
         if prepared is None:
-            documents = read_corpus(config.data)
+            documents = read_corpus(config.data, config.separator)
             kind = config.tokenizer or "bpe"
             tokenizer = named_tokenizer(kind, documents, config.vocab_size if kind == "bpe" else None, progress)
             prepare(documents, tokenizer, temporary / "data", config.validation, config.seed, progress)
         else:
+            if config.separator is not None:
+                raise ValueError(f"{prepared} has its documents already: leave out --separator")
             if config.tokenizer is not None:
                 raise ValueError(f"{prepared} has the tokenizer that made its tokens: leave out --tokenizer")
             tokenizer = Tokenizer.load(prepared)
             config = replace(config, data=(str(prepared.resolve()),))
         data = prepared or temporary / "data"
-        _check_memory(model_config(config, tokenizer.vocab_size), config)
+        _check_memory(_shape(config, tokenizer), config)
         _batches(data, tokenizer, config, context_length)  # refuses what is damaged or too short
         _validation(data, tokenizer, config, context_length)
         config.save(temporary / "config.toml")
@@ -121,13 +127,18 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
         data = _prepared_folder(config) or folder / "data"
         checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         paths = checkpoints.paths()
-        _check_memory(model_config(config, tokenizer.vocab_size), config)
+        objective = OBJECTIVES[config.objective]
+        shape = _shape(config, tokenizer)
+        _check_memory(shape, config)
         torch.manual_seed(config.seed)
+        model: Any
         if paths:
-            model = GPT.from_pretrained(paths[-1]).to(named_device(config.device))
+            model = objective.model.from_pretrained(paths[-1]).to(named_device(config.device))
         else:
-            model = GPT(model_config(config, tokenizer.vocab_size), device=named_device(config.device))
-        tokenizer.check_model_vocabulary(model.config.vocab_size)
+            model = objective.model(shape, device=named_device(config.device))  # type: ignore[call-arg]
+        tokenizer.check_model_vocabulary(
+            model.config.vocab_size + tokenizer.vocab_size - objective.vocab_size(tokenizer)
+        )
         model.checkpoint_blocks = config.checkpoint_blocks
         model.train()
         trainer = Trainer(
@@ -138,10 +149,14 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
             _validation(data, tokenizer, config, model.config.context_length),
             checkpoints=checkpoints,
             display=display,
-            sample=lambda: write_text(model, tokenizer, config.prompt),
+            sample=(lambda: write_text(model, tokenizer, config.prompt)) if config.objective == "clm" else None,
             save_extra=tokenizer.save,
             after_save=lambda: save_loss_plot(folder / "loss.png", read_metrics(folder / "metrics.jsonl"), folder.name),
-            flops_per_token=flops_per_token(model.config),
+            count_targets=objective.count_targets,
+            count_tokens=objective.count_tokens,
+            loss_options={"label_smoothing": config.label_smoothing} if config.label_smoothing else None,
+            scores=pair_scores if config.objective == "mlm+nsp" else None,
+            flops_per_token=flops_per_token(model.config) if config.objective == "clm" else None,
             peak=measure_peak(DTYPES[config.dtype], named_device(config.device)),
         )
         if paths:
@@ -192,8 +207,19 @@ def describe(trainer: Trainer) -> str:
     return "\n".join(lines)
 
 
-def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
-    """The shape of the model: the preset's, or the defaults, with what the configuration sets.
+def describe_baselines(folder: str | Path, trainer: Trainer) -> str:
+    """The losses of counting tokens and pairs of tokens on the validation text; nothing if there is none."""
+    if not trainer.validation:
+        return ""
+    objective = OBJECTIVES[trainer.config.objective]
+    data = _prepared_folder(trainer.config) or Path(folder) / "data"
+    counts = Counts(TokenFile(data, "train"), trainer.model.config.vocab_size)
+    unigram, bigram = counts.losses(map(objective.neighbours, trainer.validation))
+    return f"to beat on the validation text: unigram loss {unigram:.3f}, bigram loss {bigram:.3f}"
+
+
+def model_config(config: TrainConfig, vocab_size: int, **settings: Any) -> Any:
+    """The shape of the objective's model: the preset's, or the defaults, with what the configuration sets.
 
     Raises: ValueError naming the preset or the part of the shape that does not fit.
     """
@@ -211,11 +237,18 @@ def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
         "bias": config.bias,
         "tie_head": config.tie_head,
     }
+    kind = OBJECTIVES[config.objective].config
     given = {name: value for name, value in shape.items() if value is not None}
     if config.preset is not None:
-        return GPTConfig.preset(config.preset, **{**given, "vocab_size": vocab_size})
+        return kind.preset(config.preset, **{**given, **settings, "vocab_size": vocab_size})
     default = {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256}
-    return GPTConfig.from_dict({**default, **given, "vocab_size": vocab_size})
+    return kind.from_dict({**default, **given, **settings, "vocab_size": vocab_size})
+
+
+def _shape(config: TrainConfig, tokenizer: Tokenizer) -> TransformerConfig:
+    objective = OBJECTIVES[config.objective]
+    shape: TransformerConfig = model_config(config, objective.vocab_size(tokenizer), **objective.settings(tokenizer))
+    return shape
 
 
 def named_device(name: str) -> torch.device:
@@ -249,20 +282,32 @@ def _prepared_folder(config: TrainConfig) -> Path | None:
     return None
 
 
-def _batches(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> BatchLoader:
-    return BatchLoader(TokenFile(data, "train", tokenizer), config.batch_size, context_length, config.seed)
+def _batches(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> Batches:
+    file = TokenFile(data, "train", tokenizer)
+    examples = _examples(file, tokenizer, config, context_length)
+    if examples is None:
+        return BatchLoader(file, config.batch_size, context_length, config.seed)
+    settings = {"context_length": context_length, "objective": config.objective}
+    return ExampleLoader(file, examples, config.batch_size, config.seed, settings)
 
 
-def _validation(
-    data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _examples(file: TokenFile, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> Examples | None:
+    """What the objective makes of a token file; None: plain windows."""
+    make = OBJECTIVES[config.objective].make
+    return make and make(file, context_length, SpecialTokens.above(tokenizer.vocab_size), config, tokenizer)
+
+
+def _validation(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> Sequence[Batch]:
     if not config.eval_every or "validation" not in read_json(data / "tokens.json")["splits"]:
         return []
     file = TokenFile(data, "validation", tokenizer)
+    examples = _examples(file, tokenizer, config, context_length)
+    if examples is not None:
+        return fixed_batches(examples, config.batch_size, config.eval_batches, config.seed)
     return list(sequential_batches(file, config.batch_size, context_length, config.eval_batches))
 
 
-def _check_memory(shape: GPTConfig, config: TrainConfig) -> None:
+def _check_memory(shape: TransformerConfig, config: TrainConfig) -> None:
     """Refuse what would end in the system killing this process: it gives memory away before it knows that it has it.
 
     Counted is what a step cannot do without: parameters, gradients and AdamW's two moments; the batches of a step; of

@@ -9,9 +9,28 @@ from pygpt.train.config import CORPUS
 KINDS = {"char": "characters", "byte": "bytes"}  # by the names of flags
 
 
-def read_corpus(sources: Sequence[str]) -> list[Document]:
-    """The documents of text files, folders and globs, or of Python's standard library. Raises: as ``load_corpus``."""
-    return load_corpus(None if tuple(sources) == (CORPUS,) else list(sources))
+def read_corpus(sources: Sequence[str], separator: str | None = None) -> list[Document]:
+    r"""The documents of text files, folders and globs, or of Python's standard library.
+
+    Args:
+        sources: as ``load_corpus`` takes them, or ``CORPUS``.
+        separator: cuts each file into several documents, and is in none of them; ``\n`` and ``\t`` stand for a new
+            line and a tab. The texts are then held in memory.
+
+    Raises: as ``load_corpus``; ValueError if the separator is empty.
+    """
+    documents = load_corpus(None if tuple(sources) == (CORPUS,) else list(sources))
+    if separator is None:
+        return documents
+    cut = separator.replace("\\n", "\n").replace("\\t", "\t")
+    if not cut:
+        raise ValueError("separator is empty: leave it out where a file is one document")
+    return [
+        Document(f"{document.name}, part {number}", part.strip("\n") + "\n")
+        for document in documents
+        for number, part in enumerate(document.text.split(cut), start=1)
+        if part.strip()
+    ]
 
 
 def named_tokenizer(

@@ -33,8 +33,8 @@ IGNORED = -100  # the target that GPT.loss leaves out of the mean
 class Batches(Protocol):
     """Where training batches come from: an endless iterator with a position that can be saved."""
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        """Give ids and targets, both (batch, time) int64."""
+    def __next__(self) -> tuple[Tensor, ...]:
+        """Give the arguments of the model's loss, such as ids and targets, both (batch, time) int64."""
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position, as plain JSON values."""
@@ -60,7 +60,7 @@ class Trainer:
     """Trains a model and keeps its checkpoints.
 
     Args:
-        model: has ``loss(ids, targets)`` and ``save_pretrained(folder)``; a :class:`pygpt.GPT`.
+        model: has ``loss``, which takes a batch's tensors, and ``save_pretrained(folder)``; a :class:`pygpt.GPT`.
         optimizer: over the model's parameters; its learning rate is set at each step.
         config: how to train. What it says of text and model is used elsewhere.
         batches: the training batches.
@@ -71,6 +71,9 @@ class Trainer:
         sample: writes a text with the model, for ``sample_every``.
         save_extra: writes what else belongs into a checkpoint's folder, such as the tokenizer.
         after_save: called after each checkpoint, to draw the loss curve.
+        count_targets, count_tokens: of a batch, how many targets count, and how many tokens it has.
+        loss_options: further arguments of the loss in training, such as label smoothing; evaluations do without.
+        scores: what else an evaluation tells, from the model and the validation batches.
         flops_per_token, peak: for the share of the machine's peak; None if they are not known.
     """
 
@@ -80,7 +83,7 @@ class Trainer:
         optimizer: AdamW,
         config: TrainConfig,
         batches: Batches,
-        validation: Sequence[tuple[Tensor, Tensor]] = (),
+        validation: Sequence[tuple[Tensor, ...]] = (),
         *,
         checkpoints: Checkpoints | None = None,
         metrics: Metrics | None = None,
@@ -88,6 +91,10 @@ class Trainer:
         sample: Callable[[], str] | None = None,
         save_extra: Callable[[Path], None] | None = None,
         after_save: Callable[[], None] | None = None,
+        count_targets: Callable[[tuple[Tensor, ...]], int] = lambda batch: int((batch[1] != IGNORED).sum()),
+        count_tokens: Callable[[tuple[Tensor, ...]], int] = lambda batch: batch[0].numel(),
+        loss_options: dict[str, Any] | None = None,
+        scores: Callable[[Any, Sequence[tuple[Tensor, ...]]], dict[str, float]] | None = None,
         flops_per_token: float | None = None,
         peak: float | None = None,
     ) -> None:
@@ -102,6 +109,10 @@ class Trainer:
         self.sample = sample
         self.save_extra = save_extra
         self.after_save = after_save
+        self.count_targets = count_targets
+        self.count_tokens = count_tokens
+        self.loss_options = loss_options or {}
+        self.scores = scores
         self.flops_per_token = flops_per_token
         self.peak = peak
 
@@ -112,7 +123,7 @@ class Trainer:
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._device = next(model.parameters()).device
         # The step in progress: its batches, how many of them are done, their loss so far, and where they began.
-        self._step_batches: list[tuple[Tensor, Tensor]] = []
+        self._step_batches: list[tuple[Tensor, ...]] = []
         self._parts_done = 0
         self._loss = torch.zeros((), device=self._device)
         self._position = batches.state_dict()
@@ -160,32 +171,35 @@ class Trainer:
         """
         if not self._step_batches:
             self._fetch()
-        counts = [int((targets != IGNORED).sum()) for _, targets in self._step_batches]
+        counts = [self.count_targets(batch) for batch in self._step_batches]
         total = max(1, sum(counts))
         while self._parts_done < len(counts):
             if self.stop_requested:
                 return None
             started = time.perf_counter()
-            ids, targets = self._step_batches[self._parts_done]
             # The mean over all tokens of the step, not the mean of the batches' means.
-            self._forward_backward(ids, targets, counts[self._parts_done] / total)
+            self._forward_backward(self._step_batches[self._parts_done], counts[self._parts_done] / total)
             self._parts_done += 1
             self._seconds += time.perf_counter() - started
-        return self._finish(sum(ids.numel() for ids, _ in self._step_batches))
+        return self._finish(sum(map(self.count_tokens, self._step_batches)))
 
     def evaluate(self) -> float:
         """The mean loss per token of the validation batches, without dropout; recorded and displayed."""
         total, tokens = 0.0, 0
         with self._aside():
-            for ids, targets in self.validation:
-                count = int((targets != IGNORED).sum())
+            for batch in self.validation:
+                count = self.count_targets(batch)
                 with self._arithmetic():
-                    total += float(self.model.loss(ids.to(self._device), targets.to(self._device))) * count
+                    total += float(self._loss_of(batch)) * count
                 tokens += count
+            with self._arithmetic():
+                scores = {} if self.scores is None else self.scores(self.model, self.validation)
         loss = total / max(1, tokens)
         if self.metrics is not None:
-            self.metrics.write(self.steps_done, validation_loss=loss)
+            self.metrics.write(self.steps_done, validation_loss=loss, **scores)
         self.display.evaluation(self.steps_done, loss)
+        if scores:
+            self.display.note(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items()))
         return loss
 
     def save(self) -> Path | None:
@@ -259,9 +273,12 @@ class Trainer:
         self._position = self.batches.state_dict()
         self._step_batches = [next(self.batches) for _ in range(self.config.accumulate)]
 
-    def _forward_backward(self, ids: Tensor, targets: Tensor, weight: float) -> None:
+    def _loss_of(self, batch: tuple[Tensor, ...], **options: Any) -> Any:
+        return self.model.loss(*(each.to(self._device) for each in batch), **options)
+
+    def _forward_backward(self, batch: tuple[Tensor, ...], weight: float) -> None:
         with self._arithmetic():
-            loss = self.model.loss(ids.to(self._device), targets.to(self._device)) * weight
+            loss = self._loss_of(batch, **self.loss_options) * weight
         loss.backward()
         self._loss = self._loss + loss.detach()
 
