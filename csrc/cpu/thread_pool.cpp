@@ -1,6 +1,9 @@
 #include "cpu/thread_pool.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -227,6 +230,8 @@ thread_local Kept kept;
 constexpr std::size_t most_kept_blocks = 8;
 constexpr std::size_t largest_kept_bytes = std::size_t{32} << 20;
 
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+
 }  // namespace
 
 void set_threads(int threads) {
@@ -251,7 +256,18 @@ FloatingPointMode::~FloatingPointMode() {
     write_mode(saved_);
 }
 
-Scratch::Scratch(std::size_t bytes) : bytes_((bytes + 63) / 64 * 64) {
+void use_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const auto begin = reinterpret_cast<std::uintptr_t>(data);
+    const std::uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
+    const std::uintptr_t last = (begin + bytes) / huge_page * huge_page;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+Scratch::Scratch(std::size_t bytes) {
+    const std::size_t alignment = bytes < huge_page ? 64 : huge_page;
+    bytes_ = (bytes + alignment - 1) / alignment * alignment;
     for (auto block = kept.blocks.rbegin(); block != kept.blocks.rend(); ++block) {
         if (block->bytes >= bytes_) {
             data_ = block->data;
@@ -260,8 +276,9 @@ Scratch::Scratch(std::size_t bytes) : bytes_((bytes + 63) / 64 * 64) {
             return;
         }
     }
-    data_ = std::aligned_alloc(64, bytes_ ? bytes_ : 64);
+    data_ = std::aligned_alloc(alignment, bytes_ ? bytes_ : alignment);
     if (!data_) throw std::bad_alloc();
+    use_huge_pages(data_, bytes_);
 }
 
 Scratch::~Scratch() {

@@ -31,6 +31,8 @@ Storage* at_row(const TensorView& tensor, std::int64_t row, std::int64_t width) 
 
 template <class Storage>
 void forward_typed(const feed_forward::Forward& a) {
+    will_write(a.out);
+    will_write(a.pre_activation);
     const Scratch scratch(static_cast<std::size_t>(std::min(block_rows, a.M) * a.hidden) * sizeof(Storage));
     auto* const activated = static_cast<Storage*>(scratch.data());  // (block_rows, hidden)
     for (std::int64_t row = 0; row < a.M; row += block_rows) {
@@ -78,6 +80,7 @@ void backward_typed(const feed_forward::Backward& a) {
     auto* const activated = static_cast<Storage*>(a.grad_w_out ? activated_scratch.data() : nullptr);
     auto* const g = static_cast<Storage*>(gradient_scratch.data());     // both (block_rows, hidden)
     auto* const bias_sums = static_cast<Number*>(bias_scratch.data());  // (blocks, hidden)
+    will_write(a.grad_x);
     const WeightGradient<Storage> grad_w_in(a.grad_w_in, blocks);
     const WeightGradient<Storage> grad_w_out(a.grad_w_out, blocks);
 

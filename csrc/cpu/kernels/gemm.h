@@ -9,12 +9,17 @@
 //
 //   registers   tile: `tile_rows` rows of A times `panel_columns` columns, all accumulators in registers; per step one
 //               vector of B is multiplied with one broadcast element of every row
-//   L1, L2      a group of panels of B, `k_block` steps of them, packed by the task that uses them (or by the caller
-//               once, for many products: pack_right); A's panels stream past
-//   L3          a block of A's rows, packed by all threads together before the tasks start
+//   L2          a group of panels of B, which one panel of A after the other meets
+//   L3          a block of A and a part of B, both packed by all threads together, `k_block` steps of them; and, where
+//               K is longer, the sums so far
 //
-// Tasks are groups of columns, times chunks of rows where the columns are few; each owns its part of C. A row costs the
-// same alone as in a full tile, but for the reading of B: tiles of every height up to tile_rows are compiled.
+// So every element is packed once, but for those of B once a block of A's rows, and those of A, where K is longer than
+// k_block, once a width of C whose sums fit. (B may come packed: pack_right.) Tasks are groups of columns times chunks
+// of rows; each owns its part of C.
+//
+// Of a product of few rows the floor is not arithmetic but the reading of B. There a panel of B is packed sum_block
+// steps at a time, into L1, and used at once; nothing of it is written to memory. A row costs the same alone as in a
+// full tile, but for that reading: tiles of every height up to tile_rows are compiled.
 #ifndef PYGPT_CPU_KERNELS_GEMM_H
 #define PYGPT_CPU_KERNELS_GEMM_H
 
@@ -42,8 +47,11 @@ constexpr std::int64_t panel_columns = linear::panel_columns;
 constexpr std::int64_t sum_block = 128;                              // steps
 constexpr std::int64_t k_block = 1024;                               // steps
 constexpr std::int64_t left_block_bytes = std::int64_t{8} << 20;     // of A, packed, in L3
+constexpr std::int64_t right_block_bytes = std::int64_t{2} << 20;    // of B, packed, in L3
+constexpr std::int64_t sums_bytes = std::int64_t{8} << 20;           // of parts of K, in L3
 constexpr std::int64_t right_group_bytes = std::int64_t{384} << 10;  // of B, packed, in L2
 constexpr std::int64_t wanted_tasks = 64;
+constexpr std::int64_t few_rows = 4 * tile_rows;
 
 // How numbers of a storage type are multiplied. A step reads `k` places: Left::k elements of A's panel a row, one of
 // B's a column.
@@ -175,8 +183,40 @@ Tile<Math> tile_of(std::int64_t rows) {
     return tiles[static_cast<std::size_t>(rows - 1)];
 }
 
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b;
+// Fetches part of a matrix that is about to be written, or read and written.
+template <class T>
+void prefetch_matrix(const T* data, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const auto* row = reinterpret_cast<const char*>(data + i * stride);
+        for (std::int64_t at = 0; at < columns * static_cast<std::int64_t>(sizeof(T)); at += line_bytes) {
+            __builtin_prefetch(row + at, 1);
+        }
+    }
+}
+
+// Packs rows [row, row + rows) of an operand, `steps` steps from place k on, as panels of `height` rows one after the
+// other, on several threads. The last panel has as many rows as are left, or, `padded`, as many as the others.
+template <class Element, class Storage>
+void pack_panels(const Operand<Storage>& source, std::int64_t row, std::int64_t rows, std::int64_t k, std::int64_t K,
+                 std::int64_t steps, std::int64_t height, bool padded, typename Element::type* panels) {
+    constexpr std::int64_t panels_per_task = 8;
+    // Where neighbouring panels share cache lines and pages, few steps at a time, so that they are still at hand.
+    const std::int64_t steps_at_once = source.k_stride == 1 ? std::max<std::int64_t>(1, steps) : 16;
+    const bool whole_rows = steps * Element::k >= K;
+    const std::int64_t count = divide_up(rows, height);
+    parallel_for(divide_up(count, panels_per_task), [&](std::int64_t task) {
+        const std::int64_t last = std::min(count, (task + 1) * panels_per_task);
+        for (std::int64_t step = 0; step < steps; step += steps_at_once) {
+            for (std::int64_t panel = task * panels_per_task; panel < last; ++panel) {
+                const std::int64_t first = panel * height;
+                const std::int64_t present = std::min(height, rows - first);
+                const std::int64_t width = padded ? height : present;
+                pack<Element>(source, row + first, present, k + step * Element::k, K,
+                              std::min(steps_at_once, steps - step), width, whole_rows,
+                              panels + first * steps + step * width);
+            }
+        }
+    });
 }
 
 // Packs all of a right operand, for products to come: (panel, step, panel_columns), as ops/linear.h says.
@@ -184,11 +224,59 @@ template <class Storage, class RightStorage>
 void pack_right(const Operand<RightStorage>& right, std::int64_t N, std::int64_t K,
                 typename Arithmetic<Storage>::Right::type* panels) {
     using Math = Arithmetic<Storage>;
+    pack_panels<typename Math::Right>(right, 0, N, 0, K, divide_up(K, Math::k), panel_columns, true, panels);
+}
+
+// Tells a `finish` which of its memory the next tile is for, so that it is fetched while the tile is computed.
+template <class Finish>
+void expect(const Finish& finish, std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) {
+    if constexpr (requires { finish.expect(row, rows, column, columns); }) finish.expect(row, rows, column, columns);
+}
+
+// The product of few rows: B is used once, as it comes from memory, sum_block steps of a panel at a time.
+template <class Storage, class RightStorage, class Finish>
+void product_of_few_rows(const Operand<Storage>& left, const Operand<RightStorage>& right,
+                         const typename Arithmetic<Storage>::Right::type* packed, std::int64_t M, std::int64_t N,
+                         std::int64_t K, const Finish& finish) {
+    using Math = Arithmetic<Storage>;
+    using Number = typename Math::Number;
+    using Left = typename Math::Left::type;
+    using Right = typename Math::Right::type;
     const std::int64_t steps = divide_up(K, Math::k);
-    parallel_for(divide_up(N, panel_columns), [&](std::int64_t panel) {
-        const std::int64_t column = panel * panel_columns;
-        pack<typename Math::Right>(right, column, std::min(panel_columns, N - column), 0, K, steps, panel_columns,
-                                   panels + panel * steps * panel_columns);
+    const std::int64_t row_elements = steps * Math::k / Math::Left::k;  // of A's panels, a row
+    const Scratch left_scratch(static_cast<std::size_t>(M * row_elements) * sizeof(Left));
+    auto* const left_panels = static_cast<Left*>(left_scratch.data());
+    pack_panels<typename Math::Left>(left, 0, M, 0, K, row_elements, tile_rows, false, left_panels);
+
+    const std::int64_t column_panels = divide_up(N, panel_columns);
+    // Long tasks: what a panel's packing fetches ahead is the next panel, which should be the same thread's.
+    const std::int64_t group = std::max<std::int64_t>(1, column_panels / (4 * threads()));
+    parallel_for(divide_up(column_panels, group), [&](std::int64_t task) {
+        constexpr std::int64_t most_panels = divide_up(few_rows, tile_rows);
+        alignas(64) Right piece[sum_block * panel_columns];
+        alignas(64) Number sums[most_panels][tile_rows * panel_columns];
+        const std::int64_t last = std::min((task + 1) * group, column_panels);
+        for (std::int64_t panel = task * group; panel < last; ++panel) {
+            const std::int64_t column = panel * panel_columns;
+            const std::int64_t columns = std::min(panel_columns, N - column);
+            for (std::int64_t step = 0; step == 0 || step < steps; step += sum_block) {
+                const std::int64_t here = std::min(sum_block, steps - step);
+                if (!packed) {
+                    pack<typename Math::Right>(right, column, columns, step * Math::k, K, here, panel_columns, true,
+                                               piece);
+                }
+                const Right* const right_at = packed ? packed + (panel * steps + step) * panel_columns : piece;
+                for (std::int64_t row = 0; row < M; row += tile_rows) {
+                    const std::int64_t height = std::min<std::int64_t>(tile_rows, M - row);
+                    tile_of<Math>(height)(here,
+                                          left_panels + row * row_elements + step * (Math::k / Math::Left::k) * height,
+                                          right_at, step == 0, sums[row / tile_rows]);
+                }
+            }
+            for (std::int64_t row = 0; row < M; row += tile_rows) {
+                finish(row, std::min<std::int64_t>(tile_rows, M - row), column, columns, sums[row / tile_rows]);
+            }
+        }
     });
 }
 
@@ -203,85 +291,92 @@ void product(const Operand<Storage>& left, const Operand<RightStorage>& right,
     using Number = typename Math::Number;
     using Left = typename Math::Left::type;
     using Right = typename Math::Right::type;
-    const std::int64_t steps = divide_up(K, Math::k);
-    const std::int64_t row_elements = steps * Math::k / Math::Left::k;  // of A's panels, a row
-    const auto row_bytes = row_elements * static_cast<std::int64_t>(sizeof(Left));
-    const std::int64_t block_rows =
-        std::max<std::int64_t>(1, left_block_bytes / std::max<std::int64_t>(1, row_bytes * tile_rows)) * tile_rows;
+    if (M == 0 || N == 0) return;
+    if (M <= few_rows) return product_of_few_rows(left, right, packed, M, N, K, finish);
 
-    const std::int64_t column_panels = divide_up(N, panel_columns);
-    const std::int64_t block_steps = std::clamp<std::int64_t>(steps, 1, k_block);
+    // Parts of equal size, as few as the limits allow; of K in whole sums.
+    const auto part = [](std::int64_t total, std::int64_t most, std::int64_t unit) {
+        return divide_up(divide_up(total, divide_up(total, std::max(most, unit))), unit) * unit;
+    };
+    constexpr std::int64_t tile_size = tile_rows * panel_columns;
+    constexpr std::int64_t left_per_step = Math::k / Math::Left::k;
+    constexpr auto tile_bytes = tile_size * static_cast<std::int64_t>(sizeof(Number));
+    const std::int64_t steps = divide_up(K, Math::k);
+    const std::int64_t block_steps =
+        steps <= k_block ? std::max<std::int64_t>(1, steps) : part(steps, k_block, sum_block);
+    const bool whole_k = steps <= block_steps;
+    const auto row_bytes = block_steps * left_per_step * static_cast<std::int64_t>(sizeof(Left));
     const auto panel_bytes = block_steps * panel_columns * static_cast<std::int64_t>(sizeof(Right));
-    const std::int64_t group = std::clamp<std::int64_t>(column_panels / (wanted_tasks / 4), 1,
-                                                        std::max<std::int64_t>(1, right_group_bytes / panel_bytes));
-    const std::int64_t groups = divide_up(column_panels, group);
+    const std::int64_t block_rows = part(M, left_block_bytes / row_bytes, tile_rows);
+    const std::int64_t block_row_panels = block_rows / tile_rows;
+    const std::int64_t all_panels = divide_up(N, panel_columns);
+    const std::int64_t wide_panels =
+        whole_k ? all_panels : part(all_panels, sums_bytes / (block_row_panels * tile_bytes), 1);
+    const std::int64_t block_panels = part(wide_panels, right_block_bytes / panel_bytes, 1);
+    const std::int64_t group = part(block_panels, std::min(block_panels / 4, right_group_bytes / panel_bytes), 1);
+    const std::int64_t groups = divide_up(block_panels, group);
+    const std::int64_t chunk =
+        divide_up(block_row_panels, std::clamp<std::int64_t>(wanted_tasks / groups, 1, divide_up(block_row_panels, 4)));
+
+    const Scratch left_scratch(static_cast<std::size_t>(block_rows * row_bytes));
+    const Scratch right_scratch(packed ? 0 : static_cast<std::size_t>(block_panels * panel_bytes));
+    const Scratch sums_scratch(whole_k ? 0 : static_cast<std::size_t>(block_row_panels * wide_panels * tile_bytes));
+    auto* const left_panels = static_cast<Left*>(left_scratch.data());
+    auto* const right_panels = static_cast<Right*>(right_scratch.data());
+    auto* const all_sums = static_cast<Number*>(sums_scratch.data());
 
     for (std::int64_t first_row = 0; first_row < M; first_row += block_rows) {
         const std::int64_t rows = std::min(block_rows, M - first_row);
         const std::int64_t row_panels = divide_up(rows, tile_rows);
-        const Scratch left_scratch(static_cast<std::size_t>(rows * row_bytes));
-        auto* left_panels = static_cast<Left*>(left_scratch.data());
-        // A few panels a task and a few steps at a time: where A's rows are contiguous, whole cache lines are used.
-        constexpr std::int64_t pack_panels = 8;
-        constexpr std::int64_t pack_steps = 128;
-        parallel_for(divide_up(row_panels, pack_panels), [&](std::int64_t task) {
-            for (std::int64_t step = 0; step < row_elements; step += pack_steps) {
-                const std::int64_t last = std::min(row_panels, (task + 1) * pack_panels);
-                for (std::int64_t panel = task * pack_panels; panel < last; ++panel) {
-                    const std::int64_t row = panel * tile_rows;
-                    const std::int64_t height = std::min<std::int64_t>(tile_rows, rows - row);
-                    pack<typename Math::Left>(left, first_row + row, height, step * Math::Left::k, K,
-                                              std::min(pack_steps, row_elements - step), height,
-                                              left_panels + row * row_elements + step * height);
-                }
-            }
-        });
-
-        const std::int64_t chunk = divide_up(
-            row_panels,
-            std::clamp<std::int64_t>(wanted_tasks / std::max<std::int64_t>(1, groups), 1, divide_up(row_panels, 8)));
-        const std::int64_t chunks = divide_up(row_panels, chunk);
-        parallel_for(groups * chunks, [&](std::int64_t task) {
-            const std::int64_t first_panel = task / chunks * group;
-            const std::int64_t last_panel = std::min(first_panel + group, column_panels);
-            const std::int64_t top = task % chunks * chunk;
-            const std::int64_t bottom = std::min(top + chunk, row_panels);
-            const bool whole_k = steps <= block_steps;
-            constexpr std::int64_t tile_size = tile_rows * panel_columns;
-            const Scratch right_scratch(packed ? 0 : static_cast<std::size_t>(group * panel_bytes));
-            const Scratch sums_scratch(static_cast<std::size_t>(whole_k ? 1 : group * chunk) * tile_size *
-                                       sizeof(Number));
-            auto* const right_panels = static_cast<Right*>(right_scratch.data());
-            auto* const all_sums = static_cast<Number*>(sums_scratch.data());
-            for (std::int64_t step = 0; step == 0 || step < steps; step += block_steps) {
-                const std::int64_t here = std::min(block_steps, steps - step);
-                const auto right_at = [&](std::int64_t panel) {
-                    return packed ? packed + (panel * steps + step) * panel_columns
-                                  : right_panels + (panel - first_panel) * here * panel_columns;
-                };
-                for (std::int64_t panel = first_panel; !packed && panel < last_panel; ++panel) {
-                    const std::int64_t column = panel * panel_columns;
-                    pack<typename Math::Right>(right, column, std::min(panel_columns, N - column), step * Math::k, K,
-                                               here, panel_columns,
-                                               right_panels + (panel - first_panel) * here * panel_columns);
-                }
-                for (std::int64_t row_panel = top; row_panel < bottom; ++row_panel) {
+        // One part of B: its tiles, for `here` steps from `step` on. wide_panel is where the sums that are kept begin.
+        const auto multiply = [&](std::int64_t step, std::int64_t here, std::int64_t wide_panel,
+                                  std::int64_t first_panel, std::int64_t panels) {
+            const Right* const right_block =
+                packed ? packed + (first_panel * steps + step) * panel_columns : right_panels;
+            const std::int64_t right_stride = (packed ? steps : here) * panel_columns;
+            const std::int64_t chunks = divide_up(row_panels, chunk);
+            const bool last = step + here >= steps;
+            parallel_for(divide_up(panels, group) * chunks, [&](std::int64_t task) {
+                alignas(64) Number own_sums[tile_size];
+                const std::int64_t begin = task / chunks * group;
+                const std::int64_t end = std::min(begin + group, panels);
+                const std::int64_t bottom = std::min((task % chunks + 1) * chunk, row_panels);
+                for (std::int64_t row_panel = task % chunks * chunk; row_panel < bottom; ++row_panel) {
                     const std::int64_t row = row_panel * tile_rows;
                     const std::int64_t height = std::min<std::int64_t>(tile_rows, rows - row);
-                    const Left* left_at = left_panels + row * row_elements + step * (Math::k / Math::Left::k) * height;
-                    for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
-                        Number* sums = whole_k
-                                           ? all_sums
-                                           : all_sums + ((row_panel - top) * group + panel - first_panel) * tile_size;
-                        tile_of<Math>(height)(here, left_at, right_at(panel), step == 0, sums);
-                        if (step + here >= steps) {
-                            const std::int64_t column = panel * panel_columns;
-                            finish(first_row + row, height, column, std::min(panel_columns, N - column), sums);
+                    const Left* const left_at = left_panels + row * here * left_per_step;
+                    for (std::int64_t panel = begin; panel < end; ++panel) {
+                        const std::int64_t column = (first_panel + panel) * panel_columns;
+                        const std::int64_t columns = std::min(panel_columns, N - column);
+                        Number* sums = own_sums;
+                        if (!whole_k) {
+                            sums = all_sums + (row_panel * wide_panels + first_panel - wide_panel + panel) * tile_size;
+                            prefetch_matrix(sums, panel_columns, height, panel_columns);
                         }
+                        if (last) expect(finish, first_row + row, height, column, columns);
+                        tile_of<Math>(height)(here, left_at, right_block + panel * right_stride, step == 0, sums);
+                        if (last) finish(first_row + row, height, column, columns, sums);
                     }
                 }
+            });
+        };
+        for (std::int64_t wide_panel = 0; wide_panel < all_panels; wide_panel += wide_panels) {
+            const std::int64_t wide_end = std::min(wide_panel + wide_panels, all_panels);
+            for (std::int64_t step = 0; step == 0 || step < steps; step += block_steps) {
+                const std::int64_t here = std::min(block_steps, steps - step);
+                pack_panels<typename Math::Left>(left, first_row, rows, step * Math::k, K, here * left_per_step,
+                                                 tile_rows, false, left_panels);
+                for (std::int64_t panel = wide_panel; panel < wide_end; panel += block_panels) {
+                    const std::int64_t panels = std::min(block_panels, wide_end - panel);
+                    const std::int64_t column = panel * panel_columns;
+                    if (!packed) {
+                        pack_panels<typename Math::Right>(right, column, std::min(panels * panel_columns, N - column),
+                                                          step * Math::k, K, here, panel_columns, true, right_panels);
+                    }
+                    multiply(step, here, wide_panel, panel, panels);
+                }
             }
-        });
+        }
     }
 }
 

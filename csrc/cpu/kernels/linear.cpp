@@ -21,6 +21,8 @@ namespace {
 
 template <class Storage>
 void forward_typed(const linear::Forward& a) {
+    will_write(a.out);
+    will_write(a.pre_activation);
     const Epilogue<Storage> epilogue{
         .N = a.N,
         .bias = Either<Storage>(a.bias),
@@ -57,6 +59,7 @@ void backward_typed(const linear::Backward& a) {
     if (written || grad_bias) sum_rows(a.M, a.N, gradient, grad_bias);
 
     if (a.grad_x) {
+        will_write(a.grad_x);
         with_weight<Storage>(a.weight, true, [&](auto weight) {
             product(rows_of(g, a.N), weight, nullptr, a.M, a.K, a.N,
                     Epilogue<Storage>{.N = a.K, .out = Either<Storage>(a.grad_x)});
@@ -73,6 +76,7 @@ template <class Storage>
 void pack_typed(const linear::Pack& a) {
     using Packed = typename Arithmetic<Storage>::Right::type;
     const std::int64_t K = a.weight.shape[1];
+    will_write(a.packed_weight);
     pack_right<Storage>(rows_of(static_cast<const Storage*>(a.weight.data), K), a.weight.shape[0], K,
                         static_cast<Packed*>(a.packed_weight.data));
 }

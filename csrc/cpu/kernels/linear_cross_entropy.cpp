@@ -26,7 +26,7 @@ namespace {
 
 using linear_cross_entropy::Reduction;
 
-constexpr std::int64_t logits_bytes = std::int64_t{64} << 20;
+constexpr std::int64_t logits_bytes = std::int64_t{128} << 20;
 constexpr std::int64_t least_block_rows = 64;
 
 std::int64_t rows_of_block(std::int64_t vocabulary) {
@@ -107,6 +107,7 @@ void forward_typed(const linear_cross_entropy::Forward& a) {
     const auto* const d = reinterpret_cast<const Storage*>(logits);         // (block_rows, V), rows d_stride apart
     const std::int64_t d_stride = a.V * static_cast<std::int64_t>(sizeof(Number) / sizeof(Storage));
     const WeightGradient<Storage> grad_weight(a.grad_weight, blocks);
+    will_write(a.grad_hidden);
     if (a.grad_hidden && count < a.M) {
         std::memset(a.grad_hidden->data, 0, static_cast<std::size_t>(a.M * a.C) * sizeof(Storage));
     }

@@ -52,6 +52,13 @@ struct Either {
     }
 
     explicit operator bool() const { return data != nullptr; }
+    void prefetch(std::int64_t at, std::int64_t stride, std::int64_t rows, std::int64_t columns) const {
+        if (is_float32) {
+            prefetch_matrix(static_cast<const float*>(data) + at, stride, rows, columns);
+        } else {
+            prefetch_matrix(static_cast<const Storage*>(data) + at, stride, rows, columns);
+        }
+    }
     V load(std::int64_t at, std::int64_t count) const {
         return is_float32 ? load_some<V>(static_cast<const float*>(data) + at, count)
                           : load_some<V>(static_cast<const Storage*>(data) + at, count);
@@ -64,6 +71,11 @@ struct Either {
         }
     }
 };
+
+// For results that are about to be written.
+inline void will_write(const std::optional<TensorView>& result) {
+    if (result) use_huge_pages(result->data, static_cast<std::size_t>(elements(*result) * bytes_of(result->dtype)));
+}
 
 template <class Storage>
 Operand<Storage> rows_of(const Storage* data, std::int64_t width) {
@@ -98,6 +110,15 @@ template <class Number, class F>
 void each_vector_of_tile(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
                          const Number* sums, const F& f) {
     using V = Vec<Number>;
+    if (columns == panel_columns) {
+        for (std::int64_t i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+            for (std::int64_t j = 0; j < panel_columns; j += V::lanes) {
+                f(row + i, column + j, V::lanes, V::load(sums + i * panel_columns + j));  // a constant count: no masks
+            }
+        }
+        return;
+    }
     for (std::int64_t i = 0; i < rows; ++i) {
         for (std::int64_t j = 0; j < columns; j += V::lanes) {
             f(row + i, column + j, std::min(V::lanes, columns - j), V::load(sums + i * panel_columns + j));
@@ -117,6 +138,11 @@ struct Epilogue {
     Either<Storage> out;
     Storage* pre_activation = nullptr;  // sums + bias, where the backward needs it
 
+    void expect(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) const {
+        const std::int64_t at = row * N + column;
+        out.prefetch(at, N, rows, columns);
+        if (pre_activation) prefetch_matrix(pre_activation + at, N, rows, columns);
+    }
     void operator()(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
                     const Number* sums) const {
         each_vector_of_tile(row, rows, column, columns, sums,
@@ -145,20 +171,29 @@ class WeightGradient {
           parts_(parts),
           aside_(aside_bytes(gradient, parts)),
           kept_(aside_bytes(gradient, parts) > 0 ? Either<Storage>::numbers(static_cast<Number*>(aside_.data()))
-                                                 : out_) {}
+                                                 : out_) {
+        will_write(gradient);
+    }
 
     // What product() hands the tiles of a part to.
-    auto part(std::int64_t index) const {
-        return [this, index](std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
-                             const Number* sums) {
-            const Either<Storage>& to = index + 1 < parts_ ? kept_ : out_;
+    struct Part {
+        const WeightGradient& gradient;
+        bool first;
+        const Either<Storage>& to;
+
+        void expect(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns) const {
+            to.prefetch(row * gradient.width_ + column, gradient.width_, rows, columns);
+        }
+        void operator()(std::int64_t row, std::int64_t rows, std::int64_t column, std::int64_t columns,
+                        const Number* sums) const {
             each_vector_of_tile(row, rows, column, columns, sums,
                                 [&](std::int64_t i, std::int64_t j, std::int64_t count, V value) {
-                                    const std::int64_t at = i * width_ + j;
-                                    to.store(index == 0 ? value : kept_.load(at, count) + value, at, count);
+                                    const std::int64_t at = i * gradient.width_ + j;
+                                    to.store(first ? value : gradient.kept_.load(at, count) + value, at, count);
                                 });
-        };
-    }
+        }
+    };
+    Part part(std::int64_t index) const { return {*this, index == 0, index + 1 < parts_ ? kept_ : out_}; }
 
   private:
     static std::size_t aside_bytes(const std::optional<TensorView>& gradient, std::int64_t parts) {

@@ -7,7 +7,8 @@
 // rounded on the way.
 //
 // Where K is contiguous in memory, squares of lanes × lanes are read along the rows and transposed in registers; where
-// the rows are, vectors are copied.
+// the rows are, vectors are copied. Either way the walk is not one that the processor foresees: what comes next, the
+// rows of the next panel or the next steps, is prefetched.
 #ifndef PYGPT_CPU_KERNELS_PANEL_H
 #define PYGPT_CPU_KERNELS_PANEL_H
 
@@ -19,6 +20,12 @@
 
 namespace pygpt::cpu {
 namespace {
+
+constexpr std::int64_t line_bytes = 64;
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
 
 template <class Storage>
 struct Operand {  // element (i, k) = data[i * stride + k * k_stride]; one of the strides is 1
@@ -179,9 +186,10 @@ struct Pair {
 
 // Packs `steps` elements along K, from place k on, of `rows` rows from `row` on, into a panel of `width` >= rows.
 // K is the operand's own; steps may reach past it. width is at most the lanes of a vector or a multiple of them.
+// `whole_rows`: this call, or it and those after it, pack all of K before the next panel.
 template <class Element, class Storage>
 void pack(const Operand<Storage>& source, std::int64_t row, std::int64_t rows, std::int64_t k, std::int64_t K,
-          std::int64_t steps, std::int64_t width, typename Element::type* panel) {
+          std::int64_t steps, std::int64_t width, [[maybe_unused]] bool whole_rows, typename Element::type* panel) {
 #if defined(__AVX2__)
     constexpr std::int64_t lanes = Float::lanes;
     // A whole vector where it ends inside the panel: lanes past `width` are overwritten by the next step.
@@ -197,13 +205,44 @@ void pack(const Operand<Storage>& source, std::int64_t row, std::int64_t rows, s
     for (std::int64_t block = 0; block < width; block += lanes) {
         const std::int64_t present = std::clamp(rows - block, std::int64_t{0}, lanes);
         if (source.k_stride == 1) {
-            for (std::int64_t step = 0; step < steps; step += lanes) {
+            // Squares that lie in the operand and, with whole vectors, in the panel: in registers throughout.
+            const std::int64_t behind = std::max(std::int64_t{0}, divide_up(block + lanes, width) - 1);
+            const std::int64_t whole =
+                present < std::min(lanes, width) ? 0 : std::min(steps - behind, (K - k) / Element::k) / lanes * lanes;
+            // Meanwhile the next panel's rows are fetched: where rows follow each other in memory, in that order.
+            constexpr std::int64_t piece = lanes * Element::k;  // of a row, in a square
+            const bool dense = whole > 0 && whole_rows && source.stride == K;
+            const Storage* const next =
+                dense ? source.at(row + width, 0) + (block / lanes * (K / piece) + k / piece) * lanes * piece
+                      : source.data;
+            std::int64_t step = 0;
+            for (; step < whole; step += lanes) {
+                const auto* p = source.at(row + block, k + step * Element::k);
+                Float square[lanes];
+#pragma GCC unroll 16
+                for (std::int64_t i = 0; i < lanes; ++i) {
+                    square[i] = i < present ? Element::along_k(p + i * source.stride, piece) : Float::zero();
+                    const Storage* const ahead = dense ? next + (step + i) * piece : p + (width + i) * source.stride;
+                    for (std::int64_t at = 0; at < piece;
+                         at += line_bytes / static_cast<std::int64_t>(sizeof(Storage))) {
+                        __builtin_prefetch(ahead + at, 0, 2);
+                    }
+                }
+                transpose(square);
+                auto* to = reinterpret_cast<float*>(panel + step * width + block);
+#pragma GCC unroll 16
+                for (std::int64_t i = 0; i < lanes; ++i) square[i].store(to + i * width);
+            }
+            for (; step < steps; step += lanes) {
                 const std::int64_t place = k + step * Element::k;
                 Float square[lanes];
                 for (std::int64_t i = 0; i < lanes; ++i) {
-                    square[i] = i < present && place < K
-                                    ? Element::along_k(source.at(row + block + i, place), K - place)
-                                    : Float::zero();
+                    square[i] = Float::zero();
+                    if (i < present && place < K) {
+                        const auto* p = source.at(row + block + i, place);
+                        square[i] = Element::along_k(p, K - place);
+                        __builtin_prefetch(p + width * source.stride);
+                    }
                 }
                 transpose(square);
                 for (std::int64_t i = 0; i < std::min(lanes, steps - step); ++i) put(square[i], step + i, block);
@@ -211,10 +250,15 @@ void pack(const Operand<Storage>& source, std::int64_t row, std::int64_t rows, s
         } else {
             for (std::int64_t step = 0; step < steps; ++step) {
                 const std::int64_t place = k + step * Element::k;
-                put(present > 0 && place < K
-                        ? Element::along_rows(source.at(row + block, place), source.k_stride, present, K - place)
-                        : Float::zero(),
-                    step, block);
+                Float elements = Float::zero();
+                if (present > 0 && place < K) {
+                    const auto* p = source.at(row + block, place);
+                    elements = Element::along_rows(p, source.k_stride, present, K - place);
+                    for (std::int64_t i = 0; i < Element::k; ++i) {
+                        __builtin_prefetch(p + (steps * Element::k + i) * source.k_stride);
+                    }
+                }
+                put(elements, step, block);
             }
         }
     }
