@@ -24,8 +24,8 @@ class KeyValueCache:
         self.capacity = capacity
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.positions = self.lengths.unsqueeze(1)  # (B, T) of the new tokens, each from its row's first
-        self.slots = self.positions  # (B, T) where the new tokens' keys and values go
-        self._rows = torch.arange(batch, device=device).unsqueeze(1)  # (B, 1)
+        self._slots = self.positions.flatten()  # (B T,) where the new tokens' keys and values go, in the flat cache
+        self._starts = (capacity + 1) * torch.arange(batch, device=device).unsqueeze(1)  # (B, 1) each row's place 0
         self._after = self.lengths
         self._layers: list[LayerCache] = []
 
@@ -40,14 +40,15 @@ class KeyValueCache:
             The options of `pygpt.ops.attention` with which the new tokens see themselves and what came before.
         """
         offsets = torch.arange(time, device=self.lengths.device)  # (T,)
-        self.positions = self.slots = self.lengths.unsqueeze(1) + offsets
+        self.positions = slots = self.lengths.unsqueeze(1) + offsets
         if new_tokens is None:
             self._after = self.lengths + time
         else:
             padding = offsets >= new_tokens.unsqueeze(1)
             self.positions = self.positions.masked_fill(padding, 0)
-            self.slots = self.slots.masked_fill(padding, self.capacity)  # a place behind all tokens, never seen
+            slots = slots.masked_fill(padding, self.capacity)  # a place behind all tokens, never seen
             self._after = self.lengths + new_tokens
+        self._slots = (slots + self._starts).flatten()
         return {"causal": True, "query_start": self.lengths, "key_lengths": self._after}
 
     def layer(self, index: int) -> LayerCache:
@@ -68,8 +69,12 @@ class KeyValueCache:
         return out
 
     def write(self, storage: Tensor, new: Tensor) -> None:
-        """Put (B, T, G, D) of the new tokens into (B, capacity + 1, G, D)."""
-        storage[self._rows, self.slots] = new
+        """Put (B, T, G, D) of the new tokens into (B, capacity + 1, G, D).
+
+        Not by ``storage[rows, slots] = new``: that wakes torch's threads, for however few numbers, and they spin where
+        pygpt's are about to compute.
+        """
+        storage.flatten(0, 1).index_copy_(0, self._slots, new.flatten(0, 1))
 
 
 class LayerCache:

@@ -32,7 +32,7 @@ class LanguageModel(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """The head."""
 
-    def session(self) -> contextlib.AbstractContextManager[None]:
+    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
         """Inside, the weights do not change."""
 
     def modules(self) -> Iterator[torch.nn.Module]:
@@ -129,12 +129,13 @@ def generate(
     lengths, alive = prompt_lengths, torch.ones(batch, dtype=torch.bool, device=ids.device)
     logprobs = torch.zeros(rows, max_new_tokens, device=ids.device)
 
-    with _evaluating(model), model.session():
+    with _evaluating(model), model.session(max_new_tokens):
         reader = _Reader(model, batch, min(time + max_new_tokens, model.config.context_length), ids.device)
         if batch and max_new_tokens:
             hidden = reader.read(tokens, lengths, alive).repeat_interleave(num_samples, dim=0)  # (R, C)
-        reader.cache = reader.cache.repeated(num_samples)
-        tokens, lengths, alive = (t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive))
+        if num_samples > 1:
+            reader.cache = reader.cache.repeated(num_samples)
+            tokens, lengths, alive = (t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive))
         every_row = torch.arange(rows, device=ids.device)
         tails = [b""] * rows
         history = _history(tokens, lengths, model.config.vocab_size) if repetition_penalty != 1 else None
@@ -187,7 +188,9 @@ class _Reader:
             places = self.cache.lengths.unsqueeze(1) + torch.arange(most, device=tokens.device)
             ids = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
             read = self.model.hidden(ids, lengths=new, cache=self.cache)  # (R, most, C)
-            hidden = read[torch.arange(len(new), device=tokens.device), (new - 1).clamp(min=0)]
+            # Not by read[rows, places], which wakes torch's threads; they would spin where pygpt's compute.
+            last = most * torch.arange(len(new), device=tokens.device) + (new - 1).clamp(min=0)  # (R,)
+            hidden = read.flatten(0, 1).index_select(0, last)
         if slid.any():
             places = (lengths[slid] - limit).unsqueeze(1) + torch.arange(limit, device=tokens.device)
             window = self.model.hidden(tokens[slid].gather(1, places))[:, -1]

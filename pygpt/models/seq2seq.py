@@ -382,9 +382,9 @@ class _Writer:
         """Those of the model."""
         return self._model.modules()
 
-    def session(self) -> contextlib.AbstractContextManager[None]:
+    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
         """The model's."""
-        return self._model.session()
+        return self._model.session(passes)
 
     def hidden(self, ids: Tensor, lengths: Tensor | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
         """What the head sees, (rows, time, width)."""

@@ -13,8 +13,8 @@ from pygpt.nn import Linear
 if TYPE_CHECKING:
     from pygpt.models.transformer import Transformer
 
-# Packing all weights takes as long as 20 or so passes over one token save by it (GPT-2 124M, 2 cores, fp32 and bf16).
-PACK_AFTER_PASSES = 20
+# Packing all weights takes about as long as 12 passes over one token save by it (GPT-2 124M, 2 cores, fp32 and bf16).
+PACK_AFTER_PASSES = 12
 
 
 class Session:
@@ -28,12 +28,24 @@ class Session:
         self._model = model
         self._before = {name: (parameter, parameter._version) for name, parameter in model.named_parameters()}
         self._passes = 0
+        self._decided = False
+
+    def expect_passes(self, passes: int) -> None:
+        """Take note that so many passes through the model come next: if they are enough, pack its weights now."""
+        if self._passes + passes >= PACK_AFTER_PASSES:
+            self._pack()
 
     def count_pass(self) -> None:
-        """Take note of a pass through the model; after some of them, pack its weights if there is memory for it."""
+        """Take note of a pass through the model; after some of them, pack its weights."""
         self._passes += 1
-        if self._passes != PACK_AFTER_PASSES:
+        if self._passes >= PACK_AFTER_PASSES:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Pack the weights, if that was not done yet and there is memory for it."""
+        if self._decided:
             return
+        self._decided = True
         weights = [self._model.head_weight, *(module.weight for module in self._linears())]
         free = free_memory(torch.device("cpu"))
         needed = sum(weight.numel() * weight.element_size() for weight in weights)

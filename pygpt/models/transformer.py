@@ -85,16 +85,22 @@ class Transformer(nn.Module):
         return ops.linear(hidden, self.head_weight, self.head_bias, out_dtype=dtype, packed_weight=packed)
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, passes: int = 0) -> Iterator[None]:
         """Promise that the weights do not change inside the ``with`` block, so that packed copies of them may be kept.
+
+        Args:
+            passes: how many passes through the model will come, as far as that is known: where they are enough, the
+                weights are packed at once, else after some passes.
 
         Raises:
             RuntimeError: at the end of the block, naming a parameter that was written to or replaced in it.
         """
         if self._session is not None:
+            self._session.expect_passes(passes)
             yield  # inside another, which knows all that this one would
             return
         self._session = session = Session(self)
+        session.expect_passes(passes)
         try:
             yield
         finally:

@@ -57,6 +57,19 @@ def test_passes_with_gradients_do_not_count():
         assert not any(packed(model))
 
 
+@torch.no_grad()
+def test_weights_are_packed_at_once_for_many_passes():
+    model = lively(small())
+    with model.session(session.PACK_AFTER_PASSES - 1):
+        assert not any(packed(model))
+        model(tokens(model, 1, 2))
+        with model.session(session.PACK_AFTER_PASSES - 1):  # with the one before
+            assert all(packed(model))
+    with model.session(session.PACK_AFTER_PASSES):
+        assert all(packed(model))
+    assert not any(packed(model))
+
+
 def test_generate_packs_and_tidies_up():
     model = lively(small(context_length=64))
     ids = tokens(model, 2, 3)
