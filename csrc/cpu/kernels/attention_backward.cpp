@@ -25,43 +25,72 @@ struct GradientRows {
     using Number = compute_t<Storage>;
     using V = Vec<Number>;
 
+    using T = factor_t<Storage>;  // of which there are half as many if they are pairs
+    static constexpr bool pairs = !std::is_same_v<T, Number>;
+
     std::int64_t count;
-    std::int64_t width;   // of a row: D in whole vectors
-    Number* q;            // (count, width)
-    Number* grad_out;     // (count, width)
-    Lse<Number>* lse;     // (count,)
-    Number* delta;        // (count,)
-    Span* keys;           // (count,)
-    Number *k, *v;        // (D, key_tile)
-    Number* weights;      // (row_tile, key_tile)
-    Number* grad_scores;  // (row_tile, key_tile)
-    Number* slope;        // (key_tile,)
+    std::int64_t width;                   // D in whole vectors
+    std::int64_t stride;                  // of the left factors' rows
+    T *q, *grad_out;                      // left factors of products over D: (count, stride)
+    T *q_over_rows, *grad_out_over_rows;  // right factors of products over rows: (count, width)
+    Lse<Number>* lse;                     // (count,)
+    Number* delta;                        // (count,)
+    Span* keys;                           // (count,)
+    T *k, *v;                             // (D, key_tile)
+    Number* weights;                      // (row_tile, key_tile)
+    Number* grad_scores;                  // (row_tile, key_tile)
+    Number* slope;                        // (key_tile,)
+    T* room;                              // (row_tile, key_tile), for one of them as factors
 
     GradientRows(Divider& memory, std::int64_t rows, std::int64_t D)
         : count(rows),
           width(ceil_div(D, V::lanes) * V::lanes),
-          q(memory.take<Number>(rows * width)),
-          grad_out(memory.take<Number>(rows * width)),
+          stride(pairs ? steps_of<Storage>(D) : width),
+          q(memory.take<T>(rows * stride)),
+          grad_out(memory.take<T>(rows * stride)),
+          q_over_rows(pairs ? memory.take<T>(steps_of<Storage>(rows) * width) : q),
+          grad_out_over_rows(pairs ? memory.take<T>(steps_of<Storage>(rows) * width) : grad_out),
           lse(memory.take<Lse<Number>>(rows)),
           delta(memory.take<Number>(rows)),
           keys(memory.take<Span>(rows)),
-          k(memory.take<Number>(D * key_tile)),
-          v(memory.take<Number>(D * key_tile)),
+          k(memory.take<T>(steps_of<Storage>(D) * key_tile)),
+          v(memory.take<T>(steps_of<Storage>(D) * key_tile)),
           weights(memory.take<Number>(row_tile * key_tile)),
           grad_scores(memory.take<Number>(row_tile * key_tile)),
-          slope(memory.take<Number>(key_tile)) {}
+          slope(memory.take<Number>(key_tile)),
+          room(memory.take<T>(row_tile * key_tile)) {}
 
     void load(const Gradients& a, const Head<Storage>& head, std::int64_t first_row) const {
         const std::int64_t D = a.problem.D;
+        T* const out = room;  // a place that is free
+        const auto pack = [&](const TensorView& tensor, std::int64_t row, T* to) {
+            const Storage* from = head.row_of(tensor, first_row + row);
+            if constexpr (pairs) {
+                pack_factors(from, D, to);
+            } else {
+                pack_row(from, D, to, stride);
+            }
+        };
         for (std::int64_t row = 0; row < count; ++row) {
             const std::int64_t from = first_row + row;
-            pack_row<Storage>(head.row_of(a.problem.q, from), D, q + row * width, width);
-            pack_row<Storage>(head.row_of(a.grad_out, from), D, grad_out + row * width, width);
-            pack_row<Storage>(head.row_of(a.out, from), D, weights, width);  // a place that is free
-            delta[row] = dot(grad_out + row * width, weights, D);  // in the order of o · vᵀ: equal if out is one v
+            pack(a.problem.q, row, q + row * stride);
+            pack(a.grad_out, row, grad_out + row * stride);
+            pack(a.out, row, out);
+            // in the order of o · vᵀ: equal if out is one v
+            delta[row] = dot(grad_out + row * stride, out, steps_of<Storage>(D));
             if (a.grad_lse) delta[row] -= *head.template row_of_transposed<Number>(*a.grad_lse, from);
             lse[row] = Lse<Number>(*head.template row_of_transposed<Number>(a.lse, from));
             keys[row] = head.keys(from);
+        }
+        if constexpr (pairs) {
+            for (std::int64_t row = 0; row < count; row += 2) {
+                const auto pair = [&](const TensorView& tensor, T* to) {
+                    const Storage* last = row + 1 < count ? head.row_of(tensor, first_row + row + 1) : nullptr;
+                    pair_rows(head.row_of(tensor, first_row + row), last, D, to + row / 2 * width, width);
+                };
+                pair(a.problem.q, q_over_rows);
+                pair(a.grad_out, grad_out_over_rows);
+            }
         }
     }
 
@@ -74,12 +103,12 @@ struct GradientRows {
     // of the scores, or with `uncapped` those of q·k, but for scale. They go to the group's place in the row tile.
     void group(const Scores<Storage>& scores, const Head<Storage>& head, std::int64_t first_row, std::int64_t row,
                std::int64_t rows, std::int64_t base, Span span, bool uncapped) const {
-        const std::int64_t D = head.p.D;
+        const Span steps{0, steps_of<Storage>(head.p.D)};
         const std::int64_t place = row % row_tile * key_tile;
-        multiply<To::set, Number>(rows, span.size() / V::lanes, {0, D}, {q + row * width, width, 1},
-                                  {k + span.begin, key_tile}, {weights + place + span.begin, key_tile});
-        multiply<To::set, Number>(rows, span.size() / V::lanes, {0, D}, {grad_out + row * width, width, 1},
-                                  {v + span.begin, key_tile}, {grad_scores + place + span.begin, key_tile});
+        multiply<To::set, T, Number>(rows, span.size() / V::lanes, steps, {q + row * stride, stride, 1},
+                                     {k + span.begin, key_tile}, {weights + place + span.begin, key_tile});
+        multiply<To::set, T, Number>(rows, span.size() / V::lanes, steps, {grad_out + row * stride, stride, 1},
+                                     {v + span.begin, key_tile}, {grad_scores + place + span.begin, key_tile});
         const bool capped = uncapped && head.p.softcap;
         for (std::int64_t r = 0; r < rows; ++r) {
             Number* x = weights + place + r * key_tile;
@@ -121,11 +150,14 @@ void backward_head(const attention::Backward& a, const Scores<Storage>& scores, 
     const Problem& p = a.problem;
     const std::int64_t rows = head.rows();
     const std::int64_t width = ceil_div(p.D, V::lanes) * V::lanes;
+    using T = factor_t<Storage>;
     struct Sums {
-        Number *grad_q, *k, *grad_k, *grad_v;  // (rows, width), and three of (key_tile, width)
+        Number* grad_q;           // (rows, width)
+        T* k;                     // (key_tile, width), the right factor of a product over keys
+        Number *grad_k, *grad_v;  // (key_tile, width)
         Sums(Divider& memory, std::int64_t rows, std::int64_t width)
             : grad_q(memory.take<Number>(rows * width)),
-              k(memory.take<Number>(key_tile * width)),
+              k(memory.take<T>(steps_of<Storage>(key_tile) * width)),
               grad_k(memory.take<Number>(key_tile * width)),
               grad_v(memory.take<Number>(key_tile * width)) {}
     };
@@ -148,7 +180,7 @@ void backward_head(const attention::Backward& a, const Scores<Storage>& scores, 
         std::fill_n(sums.grad_v, key_tile * width, Number(0));
         if (!seen.empty()) {
             tile.load_keys(head, base, seen);
-            pack_keys(head, p.k, base, seen, sums.k, width);
+            pack_key_factors(head, p.k, base, seen, sums.k, width);
         }
         for (std::int64_t row = 0; row < rows && !seen.empty(); row += row_tile) {
             const std::int64_t end = std::min(row + row_tile, rows);
@@ -166,17 +198,20 @@ void backward_head(const attention::Backward& a, const Scores<Storage>& scores, 
                 }
                 steps = unite(steps, {r, r + group});
                 tile.group(scores, head, 0, r, group, base, span, true);
-                multiply<To::add, Number>(group, width / V::lanes, span,
-                                          {tile.grad_scores + (r - row) * key_tile, key_tile, 1}, {sums.k, width},
-                                          {sums.grad_q + r * width, width});
+                multiply<To::add, T, Number>(
+                    group, width / V::lanes, steps_of<Storage>(span),
+                    {over_keys<Storage>(tile.grad_scores + (r - row) * key_tile, group, span, tile.room), key_tile, 1},
+                    {sums.k, width}, {sums.grad_q + r * width, width});
             }
             steps = {steps.begin - row, steps.end - row};
-            multiply<To::add, Number>(
-                tile_span.size(), width / V::lanes, steps, {tile.weights + tile_span.begin, 1, key_tile},
-                {tile.grad_out + row * width, width}, {sums.grad_v + tile_span.begin * width, width});
-            multiply<To::add, Number>(tile_span.size(), width / V::lanes, steps,
-                                      {tile.grad_scores + tile_span.begin, 1, key_tile}, {tile.q + row * width, width},
-                                      {sums.grad_k + tile_span.begin * width, width});
+            const auto add_over_rows = [&](const Number* left, const T* right, Number* out) {
+                multiply<To::add, T, Number>(
+                    tile_span.size(), width / V::lanes, steps_of<Storage>(steps),
+                    {over_rows<Storage>(left, steps, tile_span, tile.room) + tile_span.begin, 1, key_tile},
+                    {right + steps_of<Storage>(row) * width, width}, {out + tile_span.begin * width, width});
+            };
+            add_over_rows(tile.weights, tile.grad_out_over_rows, sums.grad_v);
+            add_over_rows(tile.grad_scores, tile.q_over_rows, sums.grad_k);
         }
         for (std::int64_t key = 0; key < std::min(key_tile, last_key - base); ++key) {
             write_row(sums.grad_k + key * width, scale, p.D, head.key_of(a.grad_k, base + key));

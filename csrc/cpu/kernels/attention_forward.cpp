@@ -19,34 +19,50 @@
 namespace pygpt::cpu {
 namespace {
 
-constexpr std::int64_t largest_block = 4 * row_tile;  // of rows; packing a key tile is then 2 % of the work
+constexpr std::int64_t largest_block = 8 * row_tile;  // of rows: half of them take a tenth longer, to pack keys
 constexpr std::int64_t tasks_per_thread = 4;
 
 // A block's memory in the cache.
-template <class Number>
+template <class Storage>
 struct Block {
+    using Number = compute_t<Storage>;
+    using T = factor_t<Storage>;  // of which there are half as many if they are pairs
+
     std::int64_t width;  // of a row of v and out: D in whole vectors
-    Number* q;           // (rows, D)
-    Number* k;           // (D, key_tile)
-    Number* v;           // (key_tile, width)
-    Number* scores;      // (row_tile, key_tile), then p
+    std::int64_t steps;  // of the products q · kᵀ
+    T* q;                // (rows, D)
+    T* k;                // (D, key_tile)
+    T* v;                // (key_tile, width)
+    Number* scores;      // (group_rows, key_tile), then p
+    T* weights;          // p as factors, where they are pairs
     Number* out;         // (rows, width)
     Number* maximum;     // (rows,) in units of log 2
     Number* sum;         // (rows, lanes)
-    Number* rescale;     // (row_tile,)
+    Number* rescale;     // (group_rows,)
     Span* keys;          // (rows,)
 
     Block(Divider& memory, std::int64_t rows, std::int64_t D)
         : width(ceil_div(D, Vec<Number>::lanes) * Vec<Number>::lanes),
-          q(memory.take<Number>(rows * D)),
-          k(memory.take<Number>(D * key_tile)),
-          v(memory.take<Number>(key_tile * width)),
-          scores(memory.take<Number>(row_tile * key_tile)),
+          steps(steps_of<Storage>(D)),
+          q(memory.take<T>(rows * steps)),
+          k(memory.take<T>(steps * key_tile)),
+          v(memory.take<T>(steps_of<Storage>(key_tile) * width)),
+          scores(memory.take<Number>(group_rows * key_tile)),
+          weights(memory.take<T>(group_rows * key_tile)),
           out(memory.take<Number>(rows * width)),
           maximum(memory.take<Number>(rows)),
           sum(memory.take<Number>(rows * Vec<Number>::lanes)),
-          rescale(memory.take<Number>(row_tile)),
+          rescale(memory.take<Number>(group_rows)),
           keys(memory.take<Span>(rows)) {}
+
+    void load_query(const Storage* from, std::int64_t row, std::int64_t D) const {
+        pack_factors(from, D, q + row * steps);
+    }
+    // scores = q · kᵀ for a group of rows and the keys of the span
+    void multiply_keys(std::int64_t row, std::int64_t group, Span span) const {
+        multiply<To::set>(group, span.size() / Vec<Number>::lanes, {0, steps}, Left<T>{q + row * steps, steps, 1},
+                          Right<T>{k + span.begin, key_tile}, Out<Number>{scores + span.begin, key_tile});
+    }
 };
 
 template <class Storage>
@@ -57,14 +73,13 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
     const Problem& p = a.problem;
     const std::int64_t D = p.D;
     Divider count;
-    Block<Number>(count, rows, D);
+    Block<Storage>(count, rows, D);
     const Scratch scratch(count.used());
     Divider memory(scratch.data());
-    const Block<Number> block(memory, rows, D);
+    const Block<Storage> block(memory, rows, D);
 
     for (std::int64_t row = 0; row < rows; ++row) {
-        const Storage* q = head.row_of(p.q, first_row + row);
-        for (std::int64_t i = 0; i < D; ++i) block.q[row * D + i] = read(q + i);
+        block.load_query(head.row_of(p.q, first_row + row), row, D);
         block.keys[row] = head.keys(first_row + row);
     }
     std::fill_n(block.out, rows * block.width, Number(0));
@@ -76,13 +91,12 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
     const std::int64_t first_tile = all.empty() ? 0 : (all.begin - origin) / key_tile;
     for (std::int64_t base = origin + first_tile * key_tile; base < all.end; base += key_tile) {
         pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
-        pack_keys(head, p.v, base, in_tile(all, base), block.v, block.width);
+        pack_key_factors(head, p.v, base, in_tile(all, base), block.v, block.width);
         for (std::int64_t row = 0; row < rows; row += group_rows) {
             const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
-            multiply<To::set, Number>(group, span.size() / V::lanes, {0, D}, {block.q + row * D, D, 1},
-                                      {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
+            block.multiply_keys(row, group, span);
             for (std::int64_t r = 0; r < group; ++r) {
                 Number* x = block.scores + r * key_tile;
                 const V most = scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);
@@ -106,9 +120,11 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
                     }
                 }
             }
-            multiply<To::rescale, Number>(group, block.width / V::lanes, span, {block.scores, key_tile, 1},
-                                          {block.v, block.width}, {block.out + row * block.width, block.width},
-                                          block.rescale);
+            using T = factor_t<Storage>;
+            multiply<To::rescale>(group, block.width / V::lanes, steps_of<Storage>(span),
+                                  Left<T>{over_keys<Storage>(block.scores, group, span, block.weights), key_tile, 1},
+                                  Right<T>{block.v, block.width},
+                                  Out<Number>{block.out + row * block.width, block.width}, block.rescale);
         }
     }
 
@@ -134,14 +150,13 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
     const Problem& p = a.problem;
     const std::int64_t D = p.D;
     Divider count;
-    Block<Number>(count, rows, D);
+    Block<Storage>(count, rows, D);
     const Scratch scratch(count.used());
     Divider memory(scratch.data());
-    const Block<Number> block(memory, rows, D);
+    const Block<Storage> block(memory, rows, D);
 
     for (std::int64_t row = 0; row < rows; ++row) {
-        const Storage* q = head.row_of(p.q, first_row + row);
-        for (std::int64_t i = 0; i < D; ++i) block.q[row * D + i] = read(q + i);
+        block.load_query(head.row_of(p.q, first_row + row), row, D);
         block.keys[row] = head.keys(first_row + row);
         Storage* out = head.template row_of_transposed<Storage>(a.weights, first_row + row);
         std::fill_n(out, p.S, Storage{});
@@ -155,8 +170,7 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
             const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
-            multiply<To::set, Number>(group, span.size() / V::lanes, {0, D}, {block.q + row * D, D, 1},
-                                      {block.k + span.begin, key_tile}, {block.scores + span.begin, key_tile});
+            block.multiply_keys(row, group, span);
             for (std::int64_t r = 0; r < group; ++r) {
                 Number* x = block.scores + r * key_tile;
                 scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);

@@ -6,7 +6,8 @@
 // summed in one accumulator, step by step, and a hidden key adds exactly zero.
 //
 // Products are left (rows × steps, elements broadcast) times right (steps × columns, vectors), in register tiles of
-// `group_rows` × `group_vectors` accumulators. Left and right lie packed in the cache, in the type of computation.
+// `group_rows` × `group_vectors` accumulators. Left and right lie packed in the cache: in the type of computation, or,
+// where the processor multiplies bfloat16, as pairs of it, two neighbours of the reduced dimension a step.
 #ifndef PYGPT_CPU_KERNELS_ATTENTION_TILES_H
 #define PYGPT_CPU_KERNELS_ATTENTION_TILES_H
 
@@ -14,10 +15,12 @@
 #include <array>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "core/philox.h"
 #include "cpu/kernels.h"
+#include "cpu/kernels/panel.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/thread_pool.h"
 
@@ -67,14 +70,64 @@ enum class To { set, add, rescale };  // what the sums are added to: nothing, ou
 // So many steps, counted from step 0, are summed in one accumulator, in order, before the sum goes to out.
 constexpr std::int64_t steps_in_a_sum = Vec<float>::lanes == 1 ? 16 : 32;
 
+// A factor of a step: one number, or two neighbours of the reduced dimension.
 template <class Number>
+struct Factor {
+    using Sum = Vec<Number>;
+    static constexpr std::int64_t size = 1;
+    static Sum broadcast(const Number* p) { return Sum::broadcast(*p); }
+    static Sum load(const Number* p) { return Sum::load(p); }
+    static Sum multiply_add(Sum a, Sum b, Sum sum) { return fma(a, b, sum); }
+};
+
+struct Bfloat16Pair {
+    bfloat16 first, second;
+};
+
+#if defined(__AVX512BF16__)
+
+template <>
+struct Factor<Bfloat16Pair> {
+    using Sum = Vec<float>;
+    static constexpr std::int64_t size = 2;
+    static __m512bh broadcast(const Bfloat16Pair* p) {
+        int bits;
+        std::memcpy(&bits, p, sizeof bits);
+        return reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
+    }
+    static __m512bh load(const Bfloat16Pair* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
+    static Sum multiply_add(__m512bh a, __m512bh b, Sum sum) { return {_mm512_dpbf16_ps(sum.v, a, b)}; }
+};
+
+template <class Storage>
+using factor_t = std::conditional_t<std::is_same_v<Storage, bfloat16>, Bfloat16Pair, compute_t<Storage>>;
+
+#else
+
+template <class Storage>
+using factor_t = compute_t<Storage>;
+
+#endif
+
+// Steps that so many numbers of the reduced dimension take.
+template <class Storage>
+constexpr std::int64_t steps_of(std::int64_t numbers) {
+    return ceil_div(numbers, Factor<factor_t<Storage>>::size);
+}
+// For vectors of keys, whose ends are even.
+template <class Storage>
+constexpr Span steps_of(Span numbers) {
+    return {numbers.begin / Factor<factor_t<Storage>>::size, steps_of<Storage>(numbers.end)};
+}
+
+template <class T>
 struct Left {
-    const Number* data;
+    const T* data;
     std::int64_t row_stride, step_stride;
 };
-template <class Number>
+template <class T>
 struct Right {
-    const Number* data;
+    const T* data;
     std::int64_t step_stride;
 };
 template <class Number>
@@ -84,23 +137,30 @@ struct Out {
 };
 
 // out[rows × vectors] (+)= left[rows × steps] · right[steps × vectors]
-template <class Number, To to, int rows, int vectors>
-void multiply_group(Left<Number> left, Right<Number> right, std::int64_t steps, Out<Number> out,
-                    const Number* rescale) {
+template <class T, class Number, To to, int rows, int vectors>
+void multiply_group(Left<T> left, Right<T> right, std::int64_t steps, Out<Number> out, const Number* rescale) {
     using V = Vec<Number>;
-    V sums[rows][vectors];
+    using F = Factor<T>;
+    V sums[rows][vectors];  // in registers, which takes loops that are unrolled early
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 16
         for (int n = 0; n < vectors; ++n) sums[r][n] = V::zero();
     }
     for (std::int64_t step = 0; step < steps; ++step) {
-        V columns[vectors];
-        for (int n = 0; n < vectors; ++n) columns[n] = V::load(right.data + step * right.step_stride + n * V::lanes);
+        decltype(F::load(right.data)) columns[vectors];
+#pragma GCC unroll 16
+        for (int n = 0; n < vectors; ++n) columns[n] = F::load(right.data + step * right.step_stride + n * V::lanes);
+#pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
-            const V element = V::broadcast(left.data[r * left.row_stride + step * left.step_stride]);
-            for (int n = 0; n < vectors; ++n) sums[r][n] = fma(element, columns[n], sums[r][n]);
+            const auto element = F::broadcast(left.data + r * left.row_stride + step * left.step_stride);
+#pragma GCC unroll 16
+            for (int n = 0; n < vectors; ++n) sums[r][n] = F::multiply_add(element, columns[n], sums[r][n]);
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 16
         for (int n = 0; n < vectors; ++n) {
             Number* at = out.data + r * out.row_stride + n * V::lanes;
             V sum = sums[r][n];
@@ -111,20 +171,20 @@ void multiply_group(Left<Number> left, Right<Number> right, std::int64_t steps, 
     }
 }
 
-template <class Number>
-using Multiply = void (*)(Left<Number>, Right<Number>, std::int64_t, Out<Number>, const Number*);
+template <class T, class Number>
+using Multiply = void (*)(Left<T>, Right<T>, std::int64_t, Out<Number>, const Number*);
 
-template <class Number, To to, int... sizes>
-constexpr std::array<Multiply<Number>, sizeof...(sizes)> multiply_table(std::integer_sequence<int, sizes...>) {
-    return {multiply_group<Number, to, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
+template <class T, class Number, To to, int... sizes>
+constexpr std::array<Multiply<T, Number>, sizeof...(sizes)> multiply_table(std::integer_sequence<int, sizes...>) {
+    return {multiply_group<T, Number, to, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
 }
 
 // Left and right begin with step 0; only those in `steps` are done.
-template <To to, class Number>
-void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<Number> left, Right<Number> right,
-              Out<Number> out, const Number* rescale = nullptr) {
+template <To to, class T, class Number>
+void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<T> left, Right<T> right, Out<Number> out,
+              const Number* rescale = nullptr) {
     static constexpr auto table =
-        multiply_table<Number, to>(std::make_integer_sequence<int, group_rows * group_vectors>());
+        multiply_table<T, Number, to>(std::make_integer_sequence<int, group_rows * group_vectors>());
     constexpr std::int64_t lanes = Vec<Number>::lanes;
     const std::int64_t end = std::min(steps.end, (steps.begin / steps_in_a_sum + 1) * steps_in_a_sum);
     for (std::int64_t n = 0; n < vectors; n += group_vectors) {
@@ -141,14 +201,15 @@ void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<Number> 
 }
 
 // a · b, summed as in a product
-template <class Number>
-Number dot(const Number* a, const Number* b, std::int64_t steps) {
-    using V = Vec<Number>;
+template <class T>
+auto dot(const T* a, const T* b, std::int64_t steps) {
+    using F = Factor<T>;
+    using V = typename F::Sum;
     V total = V::zero();
     for (std::int64_t begin = 0; begin < steps; begin += steps_in_a_sum) {
         V sum = V::zero();
         for (std::int64_t i = begin; i < std::min(begin + steps_in_a_sum, steps); ++i) {
-            sum = fma(V::broadcast(a[i]), V::broadcast(b[i]), sum);
+            sum = F::multiply_add(F::broadcast(a + i), F::broadcast(b + i), sum);
         }
         total = total + sum;
     }
@@ -253,16 +314,115 @@ void pack_keys(const Head<Storage>& head, const TensorView& tensor, std::int64_t
     }
 }
 
-// The same, transposed: (D, key_tile).
+// Factors along a row: lane i holds that of step `step` + i, zeros past `width` numbers.
+template <class Storage>
+auto load_factors(const Storage* row, std::int64_t width, std::int64_t step) {
+    using V = Vec<compute_t<Storage>>;
+    return V::load(row + step, std::min(V::lanes, width - step));
+}
+template <class Number>
+void store_factors(Vec<Number> factors, Number* out, std::int64_t count) {
+    factors.store(out, count);
+}
+// The key tile as the right factor of a product over keys: (key_tile, stride), or of pairs (key_tile / 2, stride).
+template <class Storage>
+void pack_key_factors(const Head<Storage>& head, const TensorView& tensor, std::int64_t base, Span seen,
+                      compute_t<Storage>* out, std::int64_t stride) {
+    pack_keys(head, tensor, base, seen, out, stride);
+}
+// Rows of (row_tile, key_tile), as they are computed, as the left factor of a product over the keys of the span: they
+// themselves, or, in `room` for as many rows, pairs in as many columns.
+template <class Storage, class Number>
+const Number* over_keys(const Number* rows, std::int64_t, Span, Number*) {
+    return rows;
+}
+// The same of a product over rows: they themselves, or pairs in (row_tile / 2, key_tile).
+template <class Storage, class Number>
+const Number* over_rows(const Number* tile, Span, Span, Number*) {
+    return tile;
+}
+
+#if defined(__AVX512BF16__)
+inline Vec<float> load_factors(const bfloat16* row, std::int64_t width, std::int64_t step) {
+    const std::int64_t count = std::clamp<std::int64_t>(width - 2 * step, 0, 32);
+    const auto present = static_cast<__mmask32>((std::uint64_t{1} << count) - 1);
+    return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(present, row + 2 * step))};
+}
+inline void store_factors(Vec<float> factors, Bfloat16Pair* out, std::int64_t count) {
+    factors.store(reinterpret_cast<float*>(out), count);
+}
+// out[i] = (first[i], last[i]), zeros for a row that is null and past `width`
+inline void pair_rows(const bfloat16* first, const bfloat16* last, std::int64_t width, Bfloat16Pair* out,
+                      std::int64_t stride) {
+    for (std::int64_t i = 0; i < stride; i += 16) {
+        const std::int64_t count = std::clamp<std::int64_t>(width - i, 0, 16);
+        const auto present = static_cast<__mmask16>((1u << count) - 1);
+        const auto load = [&](const bfloat16* row) {
+            if (!row) return _mm512_setzero_si512();
+            return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, row + i));
+        };
+        _mm512_storeu_si512(out + i, _mm512_or_si512(load(first), _mm512_slli_epi32(load(last), 16)));
+    }
+}
+inline void pack_key_factors(const Head<bfloat16>& head, const TensorView& tensor, std::int64_t base, Span seen,
+                             Bfloat16Pair* out, std::int64_t stride) {
+    const auto row = [&](std::int64_t key) {
+        return key >= seen.begin && key < seen.end ? head.key_of(tensor, base + key) : nullptr;
+    };
+    for (std::int64_t key = 0; key < key_tile; key += 2) {
+        pair_rows(row(key), row(key + 1), head.p.D, out + key / 2 * stride, stride);
+    }
+}
+template <class Storage>
+const Bfloat16Pair* over_keys(const float* rows, std::int64_t count, Span span, Bfloat16Pair* room) {
+    for (std::int64_t row = 0; row < count; ++row) {
+        const float* from = rows + row * key_tile;
+        auto* to = reinterpret_cast<bfloat16*>(room + row * key_tile);
+        for (std::int64_t j = span.begin; j < span.end; j += 16) Vec<float>::load(from + j).store(to + j);
+    }
+    return room;
+}
+template <class Storage>
+const Bfloat16Pair* over_rows(const float* tile, Span rows, Span span, Bfloat16Pair* room) {
+    for (std::int64_t row = rows.begin; row < rows.end; row += 2) {
+        const float* from = tile + row * key_tile;
+        Bfloat16Pair* to = room + row / 2 * key_tile;
+        for (std::int64_t j = span.begin; j < span.end; j += 16) {
+            const Vec<float> last = row + 1 < rows.end ? Vec<float>::load(from + key_tile + j) : Vec<float>::zero();
+            const __m512i first_bits = _mm512_cvtepu16_epi32(Vec<float>::load(from + j).narrow());
+            const __m512i last_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(last.narrow()), 16);
+            _mm512_storeu_si512(to + j, _mm512_or_si512(first_bits, last_bits));
+        }
+    }
+    return room;
+}
+#endif
+
+// A row as the left factor of a product over D: (steps,)
+template <class Storage>
+void pack_factors(const Storage* row, std::int64_t width, factor_t<Storage>* out) {
+    constexpr std::int64_t lanes = Vec<compute_t<Storage>>::lanes;
+    const std::int64_t steps = steps_of<Storage>(width);
+    for (std::int64_t i = 0; i < steps; i += lanes) store_factors(load_factors(row, width, i), out + i, steps - i);
+}
+
+// The key tile as the right factor of a product over D: (D, key_tile), or of pairs (D / 2, key_tile).
 template <class Storage>
 void pack_keys_transposed(const Head<Storage>& head, const TensorView& tensor, std::int64_t base, Span seen,
-                          compute_t<Storage>* out) {
-    for (std::int64_t key = 0; key < key_tile; ++key) {
-        if (key >= seen.begin && key < seen.end) {
-            const Storage* from = head.key_of(tensor, base + key);
-            for (std::int64_t i = 0; i < head.p.D; ++i) out[i * key_tile + key] = read(from + i);
-        } else {
-            for (std::int64_t i = 0; i < head.p.D; ++i) out[i * key_tile + key] = 0;
+                          factor_t<Storage>* out) {
+    using V = Vec<compute_t<Storage>>;
+    const std::int64_t steps = steps_of<Storage>(head.p.D);
+    for (std::int64_t key = 0; key < key_tile; key += V::lanes) {
+        for (std::int64_t step = 0; step < steps; step += V::lanes) {
+            V rows[V::lanes];
+            for (std::int64_t r = 0; r < V::lanes; ++r) {
+                const bool hidden = key + r < seen.begin || key + r >= seen.end;
+                rows[r] = hidden ? V::zero() : load_factors(head.key_of(tensor, base + key + r), head.p.D, step);
+            }
+            if constexpr (V::lanes > 1) transpose(rows);
+            for (std::int64_t r = 0; r < std::min(V::lanes, steps - step); ++r) {
+                store_factors(rows[r], out + (step + r) * key_tile + key, V::lanes);
+            }
         }
     }
 }
