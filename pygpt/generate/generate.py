@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -117,6 +118,8 @@ def generate(
     _check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_samples, overflow, exact)
     prompt_lengths = _prompt_lengths(ids, prompt_lengths)
     stops = _Stops(stop_tokens, stop, tokenizer)
+    if stream is not None and not callable(stream):
+        raise TypeError(f"stream must be a function of row and token, not {stream!r}")
     _check_ids(ids, prompt_lengths, stops, pad_token, model.config.vocab_size)
     _check_room(prompt_lengths, max_new_tokens, model.config.context_length, overflow)
     batch, time = ids.shape
@@ -204,7 +207,10 @@ class _Stops:
     """When a row ends."""
 
     def __init__(self, tokens: Sequence[int], strings: str | Sequence[str], tokenizer: TokenBytes | None) -> None:
-        self.tokens = frozenset(int(token) for token in tokens)
+        try:
+            self.tokens = frozenset(operator.index(token) for token in tokens)
+        except TypeError:
+            raise TypeError(f"stop_tokens must hold integers, but is {tokens!r}") from None
         strings = (strings,) if isinstance(strings, str) else tuple(strings)
         if not all(isinstance(string, str) and string for string in strings):
             raise ValueError(f"stop must hold strings that are not empty, but is {strings!r}")
@@ -343,6 +349,14 @@ def _check_options(
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+    for name, number in (
+        ("temperature", temperature),
+        ("top_p", top_p),
+        ("min_p", min_p),
+        ("repetition_penalty", repetition_penalty),
+    ):
+        if not isinstance(number, int | float) and not (number is None and name in ("top_p", "min_p")):
+            raise TypeError(f"{name} must be a number, not {number!r}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be at least 0 and finite, but is {temperature}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pygpt.extension import C
-from pygpt.ops.operation import Operation, contiguous, require_tensors
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors
 
 
+@accepts_numpy
 def grad_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm of all elements of all tensors together.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pygpt.extension import C
-from pygpt.ops.operation import Operation, accepts_numpy, contiguous
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors
 
 
 @accepts_numpy
@@ -32,6 +32,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, eq. 4.
     """
+    require_tensors(x=x)
     return _layer_norm(x, weight, bias, eps)[0]  # type: ignore[no-any-return]
 
 
@@ -58,6 +59,7 @@ def add_layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, eq. 4.
     """
+    require_tensors(x=x, residual=residual)
     out, total = _add_layer_norm(x, residual, weight, bias, eps)[:2]
     return out, total
 

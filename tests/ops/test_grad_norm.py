@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -56,6 +57,15 @@ def test_nan_and_infinity_show(implementation):
 
 def test_library():
     torch.library.opcheck(torch.ops.pygpt.grad_norm, ([torch.ones(3), torch.ones(2, 2)],))
+
+
+def test_numpy_in_numpy_out(generator):
+    tensors = [normal(generator, 3, 5), normal(generator, 4)]
+    norm = ops.grad_norm([tensor.numpy() for tensor in tensors])
+    assert isinstance(norm, np.ndarray)
+    assert_same_bits(torch.from_numpy(norm), ops.grad_norm(tensors), "NumPy")
+    with pytest.raises(TypeError, match="do not mix"):
+        ops.grad_norm([tensors[0].numpy(), tensors[1]])
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_second_derivative_and_transforms_are_refused(generator):
             marks=on_the_cpu,
         ),
         ((torch.ones(2, 3), "weight"), TypeError, "weight"),
+        (([1.0], torch.ones(1)), TypeError, "x must be a torch.Tensor, but is a list"),
         ((torch.ones(2, 3), torch.ones(3, device="meta")), (TypeError, ValueError), "weight|device"),
     ],
 )
