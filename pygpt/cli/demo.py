@@ -175,10 +175,12 @@ def _write_texts(console: Console, trainer: "Trainer", folder: Path) -> None:
     from pygpt.train.run import write_text
 
     tokenizer = Tokenizer.load(folder)
+    end = "" if tokenizer.end_of_document is None else tokenizer.decode([tokenizer.end_of_document])
     trainer.model.eval()
     _heading(console, "What it writes")
     for seed, prompt in enumerate(PROMPTS):
         written = write_text(trainer.model, tokenizer, prompt, seed)[len(prompt) :]
+        written = written.replace(end, "\n· · ·\n") if end else written  # where another document begins
         written = re.sub(r"\n\s*\n", "\n", written.rstrip())  # empty lines tell nothing
         console.print(Panel(Text.assemble((prompt, "bold cyan"), written), border_style="dim"))
 

@@ -19,6 +19,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     for prompt in PROMPTS:
         assert f"│ {prompt.strip()}" in out
     assert "step 3/3" in out and "validation loss" in out and "┤█" in out
+    assert "<|endoftext|>" not in out.partition("What it writes")[2]
     assert "\x1b" not in out, "no control characters where there is no terminal"
     run = tmp_path / "runs" / "demo"
     for name in ("loss.png", "metrics.jsonl", "config.toml", "tokenizer.json", "checkpoints"):
