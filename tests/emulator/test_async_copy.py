@@ -178,6 +178,26 @@ def test_bulk_copy_to_several_blocks(device):
     assert all((out[r] == (0 if r == 1 else x)).all() for r in range(4))
 
 
+def test_bulk_copy_to_another_block(device):
+    """From a block's own shared memory into its neighbour's, whose mbarrier counts the bytes."""
+    x, out = np.arange(256, dtype=np.uint32), np.zeros(256, np.uint32)
+    body = f"""{REGISTERS} .reg .b32 %r, %o, %to, %bar; .reg .b64 %from, %into; {INIT}
+        mov.u32 %r, %cluster_ctarank; mad.wide.u32 %from, %r, 512, %p0; mad.wide.u32 %into, %r, 512, %p1;
+        {fill(512, "%from")} mov.u32 %v, %tid.x; setp.eq.u32 %one, %v, 0;
+        @%one mbarrier.arrive.expect_tx.shared::cta.b64 _, [%b], 512;
+        barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+        xor.b32 %o, %r, 1; mov.u32 %s, buffer; add.u32 %to, %s, 512; mapa.shared::cluster.u32 %to, %to, %o;
+        mapa.shared::cluster.u32 %bar, %b, %o;
+        @%one cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%to], [%s], 512, [%bar];
+        {WAIT} add.u32 %s, %s, 512; mov.u32 %n, %tid.x; mad.lo.u32 %s, %n, 16, %s; mad.wide.u32 %at, %n, 16, %into;
+        .reg .b32 %w<4>; ld.shared.v4.b32 {{%w0, %w1, %w2, %w3}}, [%s]; st.global.v4.b32 [%at], {{%w0, %w1, %w2, %w3}};
+        barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"""
+    for seed in (1, 2, 3):
+        out[:] = 0
+        run(device(seed=seed), body, [x, out], preamble=shared(1024), grid=2, cluster=2)
+        assert (out.reshape(2, 128) == x.reshape(2, 128)[::-1]).all()
+
+
 # ---- Tensor copies
 def swizzled(offset, width):
     """16-byte pieces change places within rows of `width` bytes, by the row's number in its pattern."""

@@ -136,20 +136,28 @@ def test_arrive_and_sync_at_named_barriers(device):
     assert (out[32:] == 3 * (np.arange(32, 96) % 32) + 1).all()
 
 
-def test_mbarriers_of_other_blocks(device):
-    """Every block of a cluster arrives at the first one's mbarrier, with bytes; the first waits for all."""
-    body = """.reg .b32 %s, %far, %r; .reg .pred %q, %one; mov.u32 %s, bar; mov.u32 %r, %cluster_ctarank;
-        setp.eq.u32 %one, %t, 0; mov.u32 %n, %tid.x; setp.eq.u32 %one, %n, 0;
-        @%one mbarrier.init.shared::cta.b64 [%s], 4; fence.mbarrier_init.release.cluster;
-        barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+@pytest.mark.parametrize("fenced", [True, False])
+def test_mbarriers_of_other_blocks(device, fenced):
+    """Every block of a cluster arrives at the first one's mbarrier; the first waits for all.
+
+    A relaxed arrival at the cluster's barrier shows the mbarrier's initialisation only if that was fenced.
+    """
+    body = f""".reg .b32 %s, %far, %r; .reg .pred %q, %one; mov.u32 %s, bar; mov.u32 %r, %cluster_ctarank;
+        mov.u32 %n, %tid.x; setp.eq.u32 %one, %n, 0; @%one mbarrier.init.shared::cta.b64 [%s], 4;
+        {"fence.mbarrier_init.release.cluster;" if fenced else ""}
+        barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;
         mapa.shared::cluster.u32 %far, %s, 0; @%one mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%far];
         setp.ne.u32 %q, %r, 0; @%q bra done;
     wait: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %q, [%s], 0; @!%q bra wait;
-        st.global.u32 [%p0], 1;
+        @%one st.global.u32 [%p0], 1;
     done: barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;"""
     out = np.zeros(1, np.uint32)
-    run(device(), body.replace("st.global.u32 [%p0]", "@%one st.global.u32 [%p0]"), [out], grid=4, cluster=4)
-    assert out[0] == 1
+    if fenced:
+        run(device(), body, [out], grid=4, cluster=4)
+        assert out[0] == 1
+    else:
+        with pytest.raises(DeviceFault, match="no synchronisation after its initialisation"):
+            run(device(), body, [out], grid=4, cluster=4)
 
 
 def test_instructions_without_effect_here(device):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ptx import execute
+from test_matrix import Image, wgmma
 
 RECORDED = np.load(Path(__file__).parent / "data" / "recorded.npz")
 ARCH = {"A100": 80, "H100": 90}
@@ -92,3 +93,46 @@ def test_random_matrices_in_every_place(device):
         a_bits, b_bits = (to_bits(x.astype(np.float32), "bf16") for x in (a, b))
         got = mma(device(arch=arch), arch, a_bits, b_bits, c, "bf16", "bf16").view(np.float32)
         assert (got == a.astype(np.float64) @ b + c).all()
+
+
+def products_three_ways(device, arith_seed):
+    """One 64 x 8 x 16 product of bf16 numbers: by wgmma, by mma.sync, by a chain of fused multiply-adds."""
+    rng = np.random.default_rng(11)
+    a, b = ((rng.normal(size=s) * 2.0 ** rng.integers(-6, 7, s)).astype(np.float32) for s in ((64, 16), (16, 8)))
+    a, b = ((x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (a, b))
+    c = rng.normal(size=(64, 8)).astype(np.float32)
+    a_bits, b_bits = to_bits(a, "bf16"), to_bits(b, "bf16")
+    images = [Image(x.astype(np.uint64), 2, 128) for x in (a_bits, b_bits.T)]
+    by_wgmma = wgmma(
+        device, "m64n8k16.f32.bf16.bf16", *images, c.view(np.uint32), "f32", ", 1, 1, 0, 0", arith_seed=arith_seed
+    )
+    four = mma(
+        device(arch=90, arith_seed=arith_seed),
+        90,
+        a_bits.reshape(4, 16, 16),
+        np.repeat(b_bits[None], 4, 0),
+        c.reshape(4, 16, 8),
+        "bf16",
+        "bf16",
+    )
+    chain = " ".join(f"fma.rn.f32 %o0, %i{k}, %i{k + 16}, %o0;" for k in range(16))
+    columns = [np.repeat(a[:, k], 8) for k in range(16)] + [np.tile(b[k], 64) for k in range(16)]
+    scalar = execute(
+        device(arith_seed=arith_seed), f"mov.b32 %o0, %i32; {chain}", [*columns, c.reshape(-1)], [np.float32]
+    )
+    return by_wgmma.astype(np.float32), four.view(np.float32).reshape(64, 8), scalar[0].reshape(64, 8)
+
+
+def test_equal_bits_by_the_emulators_grace_are_found_out(device):
+    """A scalar product beside mma never has its bits; wgmma beside mma has them by the best guess alone.
+
+    Over three more seeds that pair is unequal: so do tests of equal bits learn that they rest on a guess.
+    """
+    by_wgmma, by_mma, scalar = products_three_ways(device, 0)
+    assert (by_wgmma == by_mma).all() and (scalar != by_mma).any()
+    for seed in (1, 2, 3):
+        other_wgmma, other_mma, other_scalar = products_three_ways(device, seed)
+        assert (other_mma == by_mma).all(), "what is known does not vary"
+        assert (other_scalar == scalar).all() and (other_scalar != other_mma).any()
+        assert (other_wgmma != other_mma).any()
+        assert np.abs(other_wgmma - by_mma).max() < 1e-3 * np.abs(by_mma).max()

@@ -18,10 +18,6 @@
 namespace emulator {
 namespace {
 
-u32 instruction_index(Warp& w) {
-    return static_cast<u32>(w.current - grid_of(w).kernel->code.data());
-}
-
 // ---- cp.async: 4, 8 or 16 bytes a lane. src[0]: bytes that are copied, the rest is zeros, if flags & 1;
 // predicate_src: ignore the source.
 void land(Warp& w, PendingCopy& c) {
@@ -57,8 +53,8 @@ Flow execute_cp_async(Warp& w, const Instruction& in, LaneMask lanes) {
             from[l] = w.address(in.operands[1], l);
             to[l] = static_cast<u32>(w.address(in.operands[0], l)) & kSharedOffsetMask;
         });
-        grid_of(w).counters.global_access(instruction_index(w), from, lanes, bytes);
-        grid_of(w).counters.shared_access(instruction_index(w), to, lanes, bytes);
+        grid_of(w).counters.global_access(w.current->index, from, lanes, bytes);
+        grid_of(w).counters.shared_access(w.current->index, to, lanes, bytes);
     }
     for_lanes(lanes, [&](int lane) {
         w.lane = lane;
@@ -77,7 +73,7 @@ Flow execute_cp_async(Warp& w, const Instruction& in, LaneMask lanes) {
         }
         shared_write(w, actor(w), *block, offset, bytes);
         set_in_flight(*block, offset, bytes, true);
-        w.copies.push_back({block, offset, bytes, valid, source, lane, w.copy_group, instruction_index(w)});
+        w.copies.push_back({block, offset, bytes, valid, source, lane, w.copy_group, w.current->index});
     });
     w.lane = -1;
     return Flow::next;
@@ -258,7 +254,7 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
                                           mbarrier_complete_bytes(*at, barrier_offset, bytes, done);
                                           to->cluster->grid->effect();
                                       },
-                                      instruction_index(w), bytes, to});
+                                      w.current->index, bytes, to});
         }
     });
     w.lane = -1;

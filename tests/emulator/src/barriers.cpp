@@ -128,10 +128,12 @@ Flow execute_cluster_arrive(Warp& w, const Instruction& in, LaneMask lanes) {
         w.cluster_phase[l] = cluster.barrier_phase + 1;
     });
     cluster.barrier_arrived[w.agent] |= lanes;
-    if (in.variant)
-        w.tick();  // .relaxed: it arrives, and shows nothing
-    else
+    if (in.variant) {  // .relaxed: it shows what the warp had fenced, by fence.mbarrier_init for example
+        cluster.gathered.clock.join(w.fenced);
+        w.tick();
+    } else {
         w.leave(cluster.gathered);
+    }
     grid_of(w).effect();
     settle_cluster_barrier(cluster);
     return Flow::next;

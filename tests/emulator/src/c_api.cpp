@@ -87,6 +87,7 @@ PYGPT_EMULATOR_API const char* pygpt_emulator_synchronisation(void* module, cons
 PYGPT_EMULATOR_API int pygpt_emulator_launch(void* module, const char* name, const unsigned* dims,
                                              unsigned dynamic_shared, const void* const* arguments, unsigned count) {
     return guarded([&] {
+        refresh_tools();
         Kernel& k = link_kernel(*static_cast<Module*>(module), name);
         if (count != k.params.size())
             throw ProgramError(std::string(name) + " takes " + std::to_string(k.params.size()) + " arguments, " +

@@ -235,6 +235,7 @@ void Linker::link(const std::string& name) {
         }
     }
 
+    for (std::size_t i = 0; i < kernel_.code.size(); ++i) kernel_.code[i].index = static_cast<u32>(i);
     find_wgmma_registers(kernel_);
     kernel_.initial_registers.assign(kernel_.register_bytes, 0);
     for (const auto& [key, slot] : constants_)
@@ -249,7 +250,6 @@ Kernel& link_kernel(Module& module, const std::string& name) {
     if (slot) return *slot;
     const auto f = module.functions.find(name);
     if (f == module.functions.end() || !f->second.is_kernel) throw ProgramError("the module has no kernel " + name);
-    refresh_mutation();
     auto kernel = std::make_unique<Kernel>();
     kernel->name = name;
     kernel->module = &module;

@@ -17,10 +17,6 @@
 namespace emulator {
 namespace {
 
-u32 instruction_index(Warp& w) {
-    return static_cast<u32>(w.current - grid_of(w).kernel->code.data());
-}
-
 // All lanes of the warp must be there: `.aligned`.
 bool converged(Warp& w, LaneMask lanes) {
     if (lanes != kAllLanes) return false;
@@ -52,7 +48,7 @@ Flow execute_matrix_move(Warp& w, const Instruction& in, LaneMask lanes) {
                 shared_read(w, actor(w), *block, offset, 16);
             for (u32 k = 0; k < 4; ++k) offsets[4 * r + k] = offset + 4 * k;
         }
-        if (grid_of(w).counters.on) grid_of(w).counters.shared_access(instruction_index(w), offsets, kAllLanes, 4);
+        if (grid_of(w).counters.on) grid_of(w).counters.shared_access(w.current->index, offsets, kAllLanes, 4);
         u32* d = w.reg32(registers[m].slot);
         for (u32 lane = 0; lane < kLanes; ++lane)
             for (u32 h = 0; h < 2; ++h) {
@@ -152,7 +148,7 @@ Flow execute_mma(Warp& w, const Instruction& in, LaneMask lanes) {
         }
     }
     if (grid_of(w).counters.on)
-        grid_of(w).counters.by_instruction[instruction_index(w)].tensor_macs += kRows * kColumns * k;
+        grid_of(w).counters.by_instruction[w.current->index].tensor_macs += kRows * kColumns * k;
     return Flow::next;
 }
 
@@ -187,7 +183,7 @@ Flow execute_integer_mma(Warp& w, const Instruction& in, LaneMask lanes) {
     for (u32 q = 0; q < 4; ++q)
         for (u32 l = 0; l < kLanes; ++l) w.reg32(in.operands[0].parts[q].slot)[l] = static_cast<u32>(d[place(q, l)]);
     if (grid_of(w).counters.on)
-        grid_of(w).counters.by_instruction[instruction_index(w)].tensor_macs += kRows * kColumns * k;
+        grid_of(w).counters.by_instruction[w.current->index].tensor_macs += kRows * kColumns * k;
     return Flow::next;
 }
 
@@ -291,7 +287,7 @@ Flow execute_wgmma(Warp& w, const Instruction& in, LaneMask lanes) {
     if (!(group.arrived & me)) {
         if (group.arrived && group.at != &in && options().check_barriers)
             fault(w, "warps of the warpgroup are at different wgmma instructions, the others at " +
-                         position(*grid_of(w).kernel, static_cast<u32>(group.at - grid_of(w).kernel->code.data())));
+                         position(*grid_of(w).kernel, group.at->index));
         if (group.done) return Flow::wait;
         group.at = &in;
         group.arrived |= me;
@@ -385,7 +381,7 @@ Flow execute_wgmma(Warp& w, const Instruction& in, LaneMask lanes) {
         for (const Operand& o : d) group.written_by[q][o.slot / 128] = time;
         for (const Operand& o : in.operands[1].parts) group.read_by[q][o.slot / 128] = time;
     }
-    if (grid_of(w).counters.on) grid_of(w).counters.by_instruction[instruction_index(w)].tensor_macs += 64ull * n * k;
+    if (grid_of(w).counters.on) grid_of(w).counters.by_instruction[w.current->index].tensor_macs += 64ull * n * k;
     return Flow::next;
 }
 

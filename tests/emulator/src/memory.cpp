@@ -271,7 +271,7 @@ void count_access(Warp& w, const Instruction& in, const Operand& address, LaneMa
         offsets[lane] = static_cast<u32>(addresses[lane]) & kSharedOffsetMask;
     });
     const Space space = in.space == Space::generic ? space_of(addresses[first_lane(lanes)]) : in.space;
-    const u32 index = static_cast<u32>(&in - grid.kernel->code.data());
+    const u32 index = in.index;
     if (space == Space::shared)
         grid.counters.shared_access(index, offsets, lanes, bytes);
     else if (space == Space::global)

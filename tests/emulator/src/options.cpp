@@ -63,13 +63,15 @@ Options from_environment() {
 
 }  // namespace
 
-Options& options() {
-    static Options o = from_environment();
-    return o;
+Options current_options = from_environment();
+
+void refresh_from_environment() {
+    for (const auto& entry : setters()) set_from_environment(options(), entry.first);
 }
 
-void refresh_mutation() {
-    for (const char* name : {"synchronised_file", "drop_line", "drop_kernel"}) set_from_environment(options(), name);
+void refresh_tools() {
+    for (const char* name : {"count", "counts_file", "synchronised_file", "drop_line", "drop_kernel"})
+        set_from_environment(options(), name);
 }
 
 bool set_option(const std::string& name, const std::string& value) {

@@ -42,9 +42,14 @@ struct Options {
     bool fast_mma = false;          // fused multiply-adds instead of the tensor cores' arithmetic: faster, other bits
 };
 
-Options& options();
-// Reads what the mutation tool sets from the environment again: it changes between a process and its forks.
-void refresh_mutation();
+extern Options current_options;
+inline Options& options() {
+    return current_options;
+}
+// Launches read the environment again, since tests change it while they run: all of it (the CUDA runtime's), or what the
+// tools set (Python's, whose devices have settings of their own).
+void refresh_from_environment();
+void refresh_tools();
 
 // Sets an option by its name in the struct; false if there is none of that name.
 bool set_option(const std::string& name, const std::string& value);

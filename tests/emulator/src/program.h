@@ -128,6 +128,7 @@ struct Instruction {
     bool predicate_src_negated = false;
     u32 variant = 0, flags = 0, count = 0;
     u32 target = 0;                   // branch or call: index of an instruction
+    u32 index = 0;                    // its own
     std::vector<u32> register_slots;  // every register it names
     // Those of them that some wgmma of the kernel accumulates in or takes A from: read or written; written.
     std::vector<u32> wgmma_touches, wgmma_writes;

@@ -44,8 +44,7 @@ std::string describe(Grid& grid, const Access& access) {
 
 void fault(Warp& w, const std::string& what) {
     Grid& grid = grid_of(w);
-    const u32 instruction =
-        w.current ? static_cast<u32>(w.current - grid.kernel->code.data()) : static_cast<u32>(grid.kernel->code.size());
+    const u32 instruction = w.current ? w.current->index : static_cast<u32>(grid.kernel->code.size());
     std::string text =
         demangled(grid.kernel->name) + ": " + block_name(w.block->id) + " warp " + std::to_string(w.index);
     if (w.lane >= 0) text += " lane " + std::to_string(w.lane);

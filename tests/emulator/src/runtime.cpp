@@ -110,6 +110,7 @@ Kernel& kernel_of(const void* function) {
 
 cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, std::size_t shared, dim3 cluster) {
     try {
+        refresh_from_environment();
         Kernel& k = kernel_of(function);
         const std::string name = demangled(k.name);
         const u64 threads = static_cast<u64>(block.x) * block.y * block.z;

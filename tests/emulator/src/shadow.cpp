@@ -28,7 +28,7 @@ Access record(Warp& w, const Actor& a, u8 bytes) {
     Access r;
     r.cluster = cluster_number(w);
     r.time = a.time;
-    r.instruction = w.current ? static_cast<u32>(w.current - grid_of(w).kernel->code.data()) : 0;
+    r.instruction = w.current ? w.current->index : 0;
     r.agent = static_cast<u16>(a.agent);
     r.bytes = bytes;
     r.strong = a.strong;

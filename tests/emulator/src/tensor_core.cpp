@@ -101,9 +101,13 @@ TensorCoreModel wgmma_model(TensorInput type) {
     TensorCoreModel m = mma_model(90, type);
     const u64 seed = options().arith_seed;
     if (seed == 0) return m;
-    static constexpr int blocks[] = {16, 8, 32, 4};
-    m.block = type == TensorInput::tf32 ? std::max(2, blocks[seed % 4] / 2) : blocks[seed % 4];
-    m.fraction_bits += static_cast<int>(seed / 4 % 3) - (seed % 4 == 0 ? 1 : 0);
+    // Each differs from the guess in some products of one instruction: its block, and fraction bits more or less.
+    static constexpr struct {
+        int divisor, more_bits;
+    } variants[] = {{2, 0}, {1, 1}, {4, -1}, {1, -1}, {2, 1}};
+    const auto& v = variants[(seed - 1) % std::size(variants)];
+    m.block /= v.divisor;
+    m.fraction_bits += v.more_bits;
     return m;
 }
 
