@@ -273,11 +273,22 @@ void reduce_into(u8* to, const u8* from, u32 bytes, Atomic op, Type type) {
     }
 }
 
-// [dst], [src], bytes; or [map, {coordinates}], [src]. flags: kTensor, kReduce.
+bool same_operands(Warp& w, const std::vector<Operand>& operands, int lane, int other) {
+    return std::all_of(operands.begin(), operands.end(), [&](const Operand& o) {
+        return (o.kind != Operand::Kind::reg || w.reg(o, lane) == w.reg(o, other)) &&
+               same_operands(w, o.parts, lane, other);
+    });
+}
+
+// [dst], [src], bytes; or [map, {coordinates}], [src]. flags: kTensor, kReduce. Lanes that store the same bytes to the
+// same place make one store: CUTLASS lets a whole warp issue it.
 Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
     for_lanes(lanes, [&](int lane) {
-        w.lane = lane;
         const bool reduces = in.flags & kReduce;
+        if (const int first = first_lane(lanes);
+            !reduces && lane != first && same_operands(w, in.operands, lane, first))
+            return;
+        w.lane = lane;
         Block* block;
         u32 offset;
         shared_pointer(w, w.address(in.operands[1], lane), 1, block, offset);
