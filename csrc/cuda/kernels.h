@@ -9,8 +9,10 @@
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
+#include "ops/feed_forward.h"
 #include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
+#include "ops/linear.h"
 #include "ops/sample.h"
 
 namespace pygpt::cuda {
@@ -23,9 +25,13 @@ namespace pygpt::cuda {
 [[gnu::weak]] void dropout_forward(const dropout::Forward& arguments);
 [[gnu::weak]] void embedding_forward(const embedding::Forward& arguments);
 [[gnu::weak]] void embedding_backward(const embedding::Backward& arguments);
+[[gnu::weak]] void feed_forward_forward(const feed_forward::Forward& arguments);
+[[gnu::weak]] void feed_forward_backward(const feed_forward::Backward& arguments);
 [[gnu::weak]] void grad_norm_forward(const grad_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
+[[gnu::weak]] void linear_forward(const linear::Forward& arguments);
+[[gnu::weak]] void linear_backward(const linear::Backward& arguments);
 [[gnu::weak]] void sample_forward(const sample::Forward& arguments);
 
 }  // namespace pygpt::cuda

@@ -56,6 +56,11 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... a
     }(std::forward<Arguments>(arguments)...);
 }
 
+// Zero bytes.
+inline void clear(void* memory, std::size_t bytes) {
+    if (bytes > 0) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(execution().stream)));
+}
+
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
 }

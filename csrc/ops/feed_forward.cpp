@@ -1,6 +1,7 @@
 #include "ops/feed_forward.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 #include "ops/product_check.h"
@@ -11,12 +12,14 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::feed_forward_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::feed_forward_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::feed_forward_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::feed_forward_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::feed_forward_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::feed_forward_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::feed_forward_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::feed_forward_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::feed_forward_backward<Isa::avx2>},

@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 #include "ops/product_check.h"
@@ -11,12 +12,14 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::linear_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::linear_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::linear_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::linear_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::linear_backward<Isa::avx2>},

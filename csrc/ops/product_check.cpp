@@ -49,6 +49,10 @@ void product_bias(const Named& argument, const Named& x, std::int64_t N) {
 }
 
 void packed_weight(const Named& argument, const Named& x, std::int64_t N, std::int64_t K) {
+    if (x.tensor.device.type != DeviceType::cpu) {
+        throw ValueError(text(argument.name, " must be None where the tensors are on ", device_text(x.tensor.device),
+                              ": packed weights are for the CPU"));
+    }
     dtype_is(argument, DType::uint8, "a packed weight");
     on_device(argument, x.tensor.device, "where the input is");
     shape_is(argument, {linear::packed_bytes(N, K, x.tensor.dtype)},

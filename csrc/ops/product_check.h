@@ -19,7 +19,7 @@ void product_rows(const Named& argument, const Named& x, std::int64_t N, bool or
 // (N,), contiguous, of x's dtype or float32.
 void product_bias(const Named& argument, const Named& x, std::int64_t N);
 
-// The packed copy of weight (N, K) in x's dtype.
+// The packed copy of weight (N, K) in x's dtype; on the CPU alone.
 void packed_weight(const Named& argument, const Named& x, std::int64_t N, std::int64_t K);
 
 }  // namespace pygpt::check

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pygpt import ops
+from pygpt.extension import EMULATED
 from pygpt.models.memory import free_memory
 from pygpt.nn import Linear
 
@@ -49,7 +50,8 @@ class Session:
         weights = [self._model.head_weight, *(module.weight for module in self._linears())]
         free = free_memory(torch.device("cpu"))
         needed = sum(weight.numel() * weight.element_size() for weight in weights)
-        if any(weight.device.type != "cpu" for weight in weights) or (free is not None and 2 * needed > free):
+        on_the_cpu = all(weight.device.type == "cpu" for weight in weights) and not EMULATED
+        if not on_the_cpu or (free is not None and 2 * needed > free):
             return
         for module in self._linears():
             module.packed_weight = ops.pack_linear(module.weight)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pygpt import ops, reference
+from pygpt.extension import C
 from tests.support import (
+    EMULATED,
     assert_accurate,
     assert_bits_hold,
     assert_same_bits,
@@ -17,7 +20,9 @@ from tests.support import (
     gradients,
     least_accurate,
     normal,
+    on_the_cpu,
     random_generator,
+    smaller,
     strided,
     unaligned,
 )
@@ -47,7 +52,7 @@ def shuffled(function, generator):
 
     def inner(x, weight, *rest):
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        rows, inputs = (torch.randperm(n, generator=generator) for n in flat.shape)
+        rows, inputs = (torch.randperm(n, generator=generator, device="cpu") for n in flat.shape)
         out = function(flat[rows][:, inputs], weight[:, inputs], *rest)
         return out[rows.argsort()].view(*x.shape[:-1], -1 if out.numel() else out.shape[-1])
 
@@ -126,7 +131,7 @@ def test_bits_do_not_depend_on_rows_threads_packing_alignment_or_mode(implementa
 
         assert_bits_hold(run, f"{dtype}")
         out, grad_x, *_ = run()
-        packed = ops.pack_linear(weight)
+        packed = ops.pack_linear(weight) if implementation.startswith("cpu") else None
         for rows in [slice(i, i + 1) for i in range(0, 131, 26)] + [slice(7, 7 + n) for n in (2, 3, 15, 16)]:
             alone = ops.linear(x[rows], weight, bias, "gelu")
             assert_same_bits(out[rows], alone, f"rows {rows} without the others")
@@ -141,7 +146,7 @@ def test_bits_do_not_depend_on_rows_threads_packing_alignment_or_mode(implementa
 
 def test_many_rows_are_cut_into_blocks_without_a_trace(implementation, generator):
     # More rows than are packed at a time (8 MB of K = 3000), and K past one block of steps.
-    x, weight = normal(generator, 800, 3000), normal(generator, 33, 3000)
+    x, weight = normal(generator, smaller(800, 140), 3000), normal(generator, 33, 3000)
     if implementation == "cpu_scalar":
         x = x[-20:]
     out = ops.linear(x, weight)
@@ -149,7 +154,10 @@ def test_many_rows_are_cut_into_blocks_without_a_trace(implementation, generator
     assert_accurate(out, reference.linear(x, weight), torch.nn.functional.linear(x, weight), "out")
 
 
+@on_the_cpu
 def test_a_packed_weight_is_the_same_for_every_implementation(implementation, generator):
+    if implementation.startswith("cuda"):
+        pytest.skip("packed weights are for the CPU")
     for dtype in dtypes_of(implementation):
         weight = normal(generator, 35, 7, dtype=dtype)
         panels = torch.zeros(64, 8 if dtype == torch.bfloat16 else 7, dtype=dtype)
@@ -160,6 +168,44 @@ def test_a_packed_weight_is_the_same_for_every_implementation(implementation, ge
             expected = panels.view(2, 32, 7).transpose(1, 2)
         expected = expected.contiguous().view(-1)
         assert_same_bits(ops.pack_linear(weight).view(dtype), expected, f"{dtype}")
+
+
+def counts_of_product(run):
+    """What the emulated device counted in the one matrix product of a call."""
+    C.emulator.take_counts()
+    C.emulator.set_option("count", "1")
+    try:
+        run()
+        kernels = json.loads(C.emulator.take_counts())
+    finally:
+        C.emulator.set_option("count", "0")
+    (product,) = (kernel for kernel in kernels if "product_sm80" in kernel["kernel"])
+    return product
+
+
+@pytest.mark.skipif(not EMULATED, reason="counts are the emulated device's")
+def test_the_product_has_no_bank_conflict_in_its_loop_and_uses_whole_sectors(implementation, generator):
+    def forward(reduced, dtype):
+        ops.linear(normal(generator, 128, reduced, dtype=dtype), normal(generator, 128, reduced, dtype=dtype))
+
+    def grad_x(reduced, dtype):
+        x, weight = normal(generator, 128, 128, dtype=dtype), normal(generator, reduced, 128, dtype=dtype)
+        C.linear_backward(
+            normal(generator, 128, reduced, dtype=dtype), x, weight, None, None, torch.empty_like(x), None, None
+        )
+
+    def grad_weight(reduced, dtype):
+        x, weight = normal(generator, reduced, 128, dtype=dtype), normal(generator, 128, 128, dtype=dtype)
+        grad = normal(generator, reduced, 128, dtype=dtype)
+        C.linear_backward(grad, x, weight, None, None, None, torch.empty_like(weight), None)
+
+    for dtype in dtypes_of(implementation):
+        for run in (forward, grad_x, grad_weight):
+            short, long = (counts_of_product(lambda n=n, run=run, dtype=dtype: run(n, dtype)) for n in (256, 320))
+            conflicts = [c["shared_wavefronts"] - c["shared_ideal"] for c in (short, long)]
+            assert conflicts[0] == conflicts[1], f"{run.__name__}, {dtype}: conflicts in the loop"
+            assert long["shared_wavefronts"] > short["shared_wavefronts"]
+            assert long["global_sectors"] == long["global_ideal"], f"{run.__name__}, {dtype}"
 
 
 def test_float32_results_of_bfloat16(implementation, generator):
@@ -203,7 +249,8 @@ def test_autocast(generator):
     (out,), grads = gradients(run, [x, weight, bias], [grad])
     assert_same_bits(out, ops.linear(x.bfloat16(), weight.bfloat16(), bias), "autocast")
     assert all(g.dtype == torch.float32 for g in grads)
-    assert run(x.double(), weight.double(), bias.double()).dtype == torch.float64
+    if not EMULATED:
+        assert run(x.double(), weight.double(), bias.double()).dtype == torch.float64
 
 
 def test_nan_stays_in_its_row(implementation, generator):
@@ -216,6 +263,7 @@ def test_nan_stays_in_its_row(implementation, generator):
             assert out[2:].isfinite().all() and out[0].isfinite().all(), activation
 
 
+@pytest.mark.float64
 def test_gradcheck(generator):
     shapes = ((2, 3, 5), (4, 5), (4,), (2, 3, 4))
     x, weight, bias, residual = (normal(generator, *s, dtype=torch.float64).requires_grad_() for s in shapes)
@@ -230,7 +278,8 @@ def test_opcheck(generator):
     x, weight, bias, residual = (normal(generator, *s).requires_grad_() for s in ((2, 3, 5), (4, 5), (4,), (2, 3, 4)))
     op = torch.ops.pygpt.linear
     torch.library.opcheck(op, (x, weight, bias, "gelu_tanh", residual, None, None))
-    torch.library.opcheck(op, (x, weight, None, None, None, None, ops.pack_linear(weight)))
+    if not EMULATED:
+        torch.library.opcheck(op, (x, weight, None, None, None, None, ops.pack_linear(weight)))
     torch.library.opcheck(op, (x.bfloat16(), weight.bfloat16(), None, None, None, torch.float32, None))
 
 
@@ -255,6 +304,15 @@ def test_numpy_in_numpy_out(generator):
     assert_same_bits(torch.from_numpy(out), ops.linear(x, weight, activation="relu"), "NumPy")
 
 
+@pytest.mark.skipif(not EMULATED, reason="a rule of CUDA")
+def test_packed_weights_are_for_the_cpu(generator):
+    weight = normal(generator, 4, 3)
+    with pytest.raises(ValueError, match=r"packed_weight must be None.*cuda"):
+        ops.linear(normal(generator, 2, 3), weight, packed_weight=torch.zeros(384, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="the tensors are on cuda"):
+        ops.pack_linear(weight)
+
+
 X, W = torch.ones(2, 3), torch.ones(4, 3)
 
 
@@ -271,9 +329,15 @@ X, W = torch.ones(2, 3), torch.ones(4, 3)
         ((X, W, None, None, torch.ones(2, 3)), ValueError, r"residual must have shape \(2, 4\)"),
         ((X, W, None, None, torch.ones(2, 4).double()), TypeError, "out must be float32"),
         ((X, W, None, None, torch.ones(2, 4), torch.bfloat16), TypeError, "out must be float32"),
-        ((X, W, None, None, None, None, torch.zeros(3, dtype=torch.uint8)), ValueError, "packed_weight must have"),
-        ((X, W, None, None, None, None, torch.zeros(384)), TypeError, "packed_weight must be uint8"),
-        ((X.half(), W.half()), ValueError, "no CPU kernels for float16"),
+        pytest.param(
+            *((X, W, None, None, None, None, torch.zeros(3, dtype=torch.uint8)), ValueError, "packed_weight must have"),
+            marks=on_the_cpu,
+        ),
+        pytest.param(
+            *((X, W, None, None, None, None, torch.zeros(384)), TypeError, "packed_weight must be uint8"),
+            marks=on_the_cpu,
+        ),
+        pytest.param(*((X.half(), W.half()), ValueError, "no CPU kernels for float16"), marks=on_the_cpu),
         ((X, "weight"), TypeError, "weight"),
     ],
 )
@@ -282,6 +346,7 @@ def test_bad_input(arguments, error, words):
         ops.linear(*arguments)
 
 
+@on_the_cpu
 def test_bad_input_of_pack():
     with pytest.raises(ValueError, match=r"weight must be \(out, in\)"):
         ops.pack_linear(torch.ones(3))

@@ -1,0 +1,141 @@
+// Sums over rows, for gradients of biases, and over the parts that a long sum was cut into.
+//
+// g = grad_out · activation'(pre_activation) (rows, width), sums[j] = Σ_i g[i, j]. A block owns 128 columns of a group
+// of 256 rows: each of 8 warps adds up every eighth row, a lane 4 columns, then the warps' sums are added in order, and
+// the groups' sums by a second kernel. So what is added to what depends on the number of rows alone, and the error
+// grows with its logarithm. The floor is reading grad_out and pre_activation once, and writing g once.
+#include "cuda/launch.h"
+#include "cuda/matmul/product.h"
+#include "cuda/number.cuh"
+#include "cuda/tiles/activation.cuh"
+#include "cuda/tiles/pack.cuh"
+#include "cuda/tiles/reduce.cuh"
+
+namespace pygpt::cuda {
+namespace {
+
+constexpr int warps = 8;
+constexpr int threads = warps * warp_lanes;
+constexpr int columns_of_block = warp_lanes * 4;
+constexpr std::int64_t rows_of_group = 256;
+constexpr std::int64_t parts_per_sum = 32;
+
+struct Parameters {
+    const void* grad_out;
+    const void* pre_activation;
+    void* written;
+    float* sums;  // (groups, width)
+    std::int64_t rows, width, pitch;
+    Limit limit;
+    Activation activation;
+};
+
+// From: what grad_out is stored as; Storage: what g and pre_activation are.
+template <class From, class Storage, bool packs>
+__global__ void __launch_bounds__(threads) sum_rows_kernel(const __grid_constant__ Parameters p) {
+    __shared__ float4 of_warp[warps][warp_lanes];
+    const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
+    const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
+    const std::int64_t column = std::int64_t{blockIdx.y} * columns_of_block + lane * 4;
+    const std::int64_t left = p.width - column;
+    const std::int64_t first = std::int64_t{blockIdx.x} * rows_of_group;
+    std::int64_t end = p.limit.count ? *p.limit.count - p.limit.first : p.rows;
+    if (end > p.rows) end = p.rows;
+    if (end > first + rows_of_group) end = first + rows_of_group;
+
+    Floats<4> sum{};
+    if (left > 0) {
+        for (std::int64_t row = first + warp; row < end; row += warps) {
+            Floats<4> g = load<packs, 4>(static_cast<const From*>(p.grad_out) + row * p.pitch + column, left);
+            const std::int64_t at = row * p.width + column;
+            if (p.pre_activation) {
+                const Floats<4> z = load<packs, 4>(static_cast<const Storage*>(p.pre_activation) + at, left);
+                for (int i = 0; i < 4; ++i) g.value[i] *= activate_with_slope(p.activation, z.value[i]).slope;
+            }
+            if (p.written) store<packs, 4>(static_cast<Storage*>(p.written) + at, g, left);
+            for (int i = 0; i < 4; ++i) sum.value[i] += g.value[i];
+        }
+    }
+    if (!p.sums) return;
+    of_warp[warp][lane] = {sum.value[0], sum.value[1], sum.value[2], sum.value[3]};
+    __syncthreads();
+    if (warp > 0 || left <= 0) return;
+    for (int other = 1; other < warps; ++other) {
+        const float4 more = of_warp[other][lane];
+        sum.value[0] += more.x;
+        sum.value[1] += more.y;
+        sum.value[2] += more.z;
+        sum.value[3] += more.w;
+    }
+    store<packs, 4>(p.sums + blockIdx.x * p.width + column, sum, left);
+}
+
+template <class Storage>
+__global__ void __launch_bounds__(threads)
+    add_parts_kernel(const float* parts, std::int64_t count, std::int64_t elements, Storage* out, bool add) {
+    const std::int64_t at = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+    if (at >= elements) return;
+    float total = add ? to_float(out[at]) : 0.0f;
+    for (std::int64_t first = 0; first < count; first += parts_per_sum) {
+        const std::int64_t end = first + parts_per_sum < count ? first + parts_per_sum : count;
+        float sum = 0;
+        for (std::int64_t part = first; part < end; ++part) sum += parts[part * elements + at];
+        total += sum;
+    }
+    out[at] = from_float<Storage>(total);
+}
+
+// Calls f with a pointer to `memory` of the type it is stored as.
+template <class F>
+void with_pointer(const Either& memory, DType dtype, F&& f) {
+    if (memory.float32) return f(static_cast<float*>(memory.data));
+    with_storage(dtype, [&](auto storage) { f(static_cast<decltype(storage)*>(memory.data)); });
+}
+
+}  // namespace
+
+void add_parts(const float* parts, std::int64_t count, std::int64_t elements, Either out, DType dtype, bool add) {
+    const Launch shape{.grid = static_cast<unsigned>(divide_up(elements, threads)), .block = threads};
+    with_pointer(out, dtype, [&](auto* to) {
+        launch(add_parts_kernel<std::remove_pointer_t<decltype(to)>>, shape, parts, count, elements, to, add);
+    });
+}
+
+std::int64_t part_floats(const RowSums& s) {
+    return divide_up(s.rows, rows_of_group) * s.width;
+}
+
+void sum_rows(const RowSums& s) {
+    const std::int64_t groups = divide_up(s.rows, rows_of_group);
+    const bool has_sums = s.sums.data != nullptr;
+    float* sums = has_sums ? s.parts : nullptr;
+    if (has_sums && !sums) sums = scratch<float>(static_cast<std::size_t>(part_floats(s)));
+    const Parameters parameters{
+        .grad_out = s.grad_out.data,
+        .pre_activation = s.pre_activation,
+        .written = s.written,
+        .sums = sums,
+        .rows = s.rows,
+        .width = s.width,
+        .pitch = s.pitch,
+        .limit = s.limit,
+        .activation = s.activation,
+    };
+    const Launch shape{
+        .grid = dim3(static_cast<unsigned>(groups), static_cast<unsigned>(divide_up(s.width, columns_of_block))),
+        .block = threads};
+    const bool packs = s.pitch % 4 == 0 && in_packs(4, s.width, {s.grad_out.data, s.pre_activation, s.written});
+    with_storage(s.dtype, [&](auto storage) {
+        using Storage = decltype(storage);
+        with_pointer(s.grad_out, s.dtype, [&](auto* from) {
+            using From = std::remove_pointer_t<decltype(from)>;
+            if constexpr (std::is_same_v<From, Storage> || std::is_same_v<From, float>) {
+                launch(packs ? sum_rows_kernel<From, Storage, true> : sum_rows_kernel<From, Storage, false>, shape,
+                       parameters);
+            }
+        });
+    });
+    if (has_sums) add_parts(sums, groups, s.width, s.sums, s.dtype, s.add);
+}
+
+}  // namespace pygpt::cuda
