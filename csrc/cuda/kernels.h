@@ -13,6 +13,7 @@
 #include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
 
 namespace pygpt::cuda {
@@ -32,6 +33,7 @@ namespace pygpt::cuda {
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
 [[gnu::weak]] void linear_forward(const linear::Forward& arguments);
 [[gnu::weak]] void linear_backward(const linear::Backward& arguments);
+[[gnu::weak]] void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
 [[gnu::weak]] void sample_forward(const sample::Forward& arguments);
 
 }  // namespace pygpt::cuda

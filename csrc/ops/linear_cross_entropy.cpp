@@ -1,6 +1,7 @@
 #include "ops/linear_cross_entropy.h"
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 #include "ops/product_check.h"
@@ -11,6 +12,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::linear_cross_entropy_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_cross_entropy_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_cross_entropy_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::linear_cross_entropy_forward<Isa::avx2>},

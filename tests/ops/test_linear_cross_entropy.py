@@ -13,9 +13,12 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
+    integers,
     least_accurate,
     normal,
+    on_the_cpu,
     random_generator,
+    smaller,
     strided,
 )
 
@@ -31,8 +34,8 @@ def inputs(generator, rows, width, vocabulary, dtype=torch.float32):
     """hidden, weight, bias with logits of about 2, and targets of which about a quarter are ignored."""
     hidden = normal(generator, *rows, width, dtype=dtype)
     weight = normal(generator, vocabulary, width, dtype=dtype) * 2 * width**-0.5
-    targets = torch.randint(0, vocabulary, tuple(rows), generator=generator)
-    targets[torch.rand(tuple(rows), generator=generator) < 0.25] = -100
+    targets = integers(generator, 0, vocabulary, *rows)
+    targets[integers(generator, 0, 4, *rows) == 0] = -100
     return [hidden, weight, normal(generator, vocabulary, dtype=dtype)], targets
 
 
@@ -48,7 +51,7 @@ def peers(generator, targets, tensors, reduction, grad):
     """PyTorch's loss and gradients, with the width and the vocabulary in several orders."""
 
     def in_some_order(hidden, weight, targets, bias, reduction):
-        tokens, width = (torch.randperm(n, generator=generator) for n in weight.shape)
+        tokens, width = (torch.randperm(n, generator=generator, device="cpu").to(weight.device) for n in weight.shape)
         moved = torch.where(targets == -100, -100, tokens.argsort()[targets.clamp(min=0)])
         return torch_linear_cross_entropy(
             hidden[..., width], weight[tokens][:, width], moved, bias[tokens], reduction=reduction
@@ -139,9 +142,10 @@ def test_bits_do_not_depend_on_threads_mode_or_strides(implementation, generator
 
 
 def test_rows_past_one_block(generator):
-    # 64 MB of logits are 128 rows of this vocabulary; weight gradients are summed over the blocks.
+    # On the CPU 64 MB of logits are 128 rows of this vocabulary; CUDA kernels take at most 8192. Weight gradients are
+    # summed over the blocks.
     for dtype in (torch.float32, torch.bfloat16):
-        tensors, targets = inputs(generator, (200,), 4, 130_000, dtype)
+        tensors, targets = inputs(generator, (smaller(200, 12_000),), 4, smaller(130_000, 40), dtype)
         grad = torch.ones(())
         ours = run(ops.linear_cross_entropy, targets, tensors, "mean", grad)
         exact = run(reference.linear_cross_entropy, targets, [t.double() for t in tensors], "mean", grad.double())
@@ -163,6 +167,7 @@ def test_autocast(generator):
     assert all(grad.dtype == torch.float32 for grad in grads)
 
 
+@pytest.mark.float64
 def test_gradcheck(generator):
     tensors, targets = inputs(generator, (2, 3), 4, 6, torch.float64)
     hidden, weight, bias = (t.requires_grad_() for t in tensors)
@@ -204,8 +209,8 @@ H, W, T = torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 3])
         ((H, torch.ones(4, 5), T), ValueError, r"weight must have shape \(4, 3\).*\(4, 5\)"),
         ((H, W, torch.tensor([0])), ValueError, r"targets must have shape \(2,\)"),
         ((H, W, T.int()), TypeError, "targets must be int64.*int32"),
-        ((H, W, torch.tensor([0, 4])), ValueError, "targets.*4"),
-        ((H, W, torch.tensor([-1, 2])), ValueError, "targets.*-1"),
+        pytest.param(*((H, W, torch.tensor([0, 4])), ValueError, "targets.*4"), marks=on_the_cpu),
+        pytest.param(*((H, W, torch.tensor([-1, 2])), ValueError, "targets.*-1"), marks=on_the_cpu),
         ((H, W, T, torch.ones(3)), ValueError, "bias must have shape"),
         ((H, W, T, None, -100, "average"), ValueError, "reduction must be.*average"),
         ((H, torch.ones(0, 3), torch.tensor([-100, -100])), ValueError, "weight must have a row"),

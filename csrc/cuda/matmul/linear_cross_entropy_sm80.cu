@@ -1,0 +1,229 @@
+// linear_cross_entropy: the loss of hidden · weightᵀ + bias, and its gradients in the same call.
+//
+// Per row:    loss = log Σ exp(x) - x[target],   x = hidden · weightᵀ + bias            (V,)
+//             d = (softmax(x) - [column = target]) · g, g = the gradient of the row's loss
+// Gradients:  grad_hidden = d · weight (M, C);   grad_weight = dᵀ · hidden (V, C);   grad_bias = Σ_rows d
+//
+// Rows are taken in blocks whose logits, in float32, take about `logits_bytes`; d is written in their place, rounded to
+// hidden's dtype, and two more products read it (product.h). Logits of all rows never exist. Loss and gradients come
+// from one pass, since a backward of its own would have to compute the logits again.
+//
+// Rows whose target is ignore_index take no part. Only the device knows how many they are: a first kernel lists the
+// others in order, and everything after is launched for as many rows as there may be and stops where the list ends.
+// Weight gradients are summed over the list's blocks in order; what a block is follows from V alone. A row's
+// exponentials are summed as cross_entropy sums them. A target out of range makes its row's loss and d NaN.
+#include <algorithm>
+
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+#include "cuda/matmul/product.h"
+#include "cuda/number.cuh"
+#include "cuda/pointer.h"
+#include "cuda/tiles/softmax_row.cuh"
+
+namespace pygpt::cuda {
+namespace {
+
+using linear_cross_entropy::Reduction;
+
+constexpr std::int64_t logits_bytes = std::int64_t{256} << 20;
+constexpr std::int64_t row_step = 128;  // rows of a block are a multiple of it, and
+constexpr std::int64_t most_block_rows = 8192;
+
+constexpr std::int64_t rows_of_block(std::int64_t vocabulary) {
+    const std::int64_t rows = logits_bytes / (vocabulary * static_cast<std::int64_t>(sizeof(float)));
+    return std::clamp(rows / row_step * row_step, row_step, most_block_rows);
+}
+
+// ---- The rows that are not ignored ----
+
+constexpr int list_threads = 1024;
+
+// What the device knows of the targets.
+struct Counted {
+    std::int64_t count;
+    float shared;  // the gradient of each row's loss, where the rows have none of their own
+};
+
+// One block: the indices of rows that count, in order. A round lists `list_threads` rows.
+__global__ void __launch_bounds__(list_threads)
+    list_rows_kernel(const std::int64_t* targets, std::int64_t rows, std::int64_t ignore_index, bool mean,
+                     std::int64_t* list, Counted* counted) {
+    __shared__ int of_warp[list_threads / warp_lanes];
+    const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
+    const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
+    std::int64_t count = 0;
+    for (std::int64_t first = 0; first < rows; first += list_threads) {
+        const std::int64_t row = first + threadIdx.x;
+        const bool counts = row < rows && targets[row] != ignore_index;
+        const unsigned in_warp = __ballot_sync(all_lanes, counts);
+        __syncthreads();  // of_warp may still be read for the last round
+        if (lane == 0) of_warp[warp] = __popc(in_warp);
+        __syncthreads();
+        std::int64_t place = count + __popc(in_warp & ((1u << lane) - 1));
+        for (int w = 0; w < list_threads / warp_lanes; ++w) {
+            if (w < warp) place += of_warp[w];
+            count += of_warp[w];
+        }
+        if (counts) list[place] = row;
+    }
+    if (threadIdx.x == 0) *counted = {count, mean && count > 0 ? 1.0f / static_cast<float>(count) : 1.0f};
+}
+
+// ---- Losses, and logits that become their gradient ----
+
+// A block of threads owns the list's row `first` + blockIdx.x. Storage: what d is rounded to; its elements take the
+// place of the logits from the row's start on, so a round's logits are all read before any is written over.
+template <class Storage, bool aligned>
+__global__ void __launch_bounds__(softmax_threads)
+    losses_kernel(float* logits, std::int64_t pitch, std::int64_t vocabulary, const std::int64_t* list,
+                  const Counted* counted, std::int64_t first, const std::int64_t* targets, const float* grad_losses,
+                  bool has_gradients, float* losses) {
+    __shared__ LogSumExp shared[softmax_warps];
+    if (first + blockIdx.x >= counted->count) return;
+    const std::int64_t row = list[first + blockIdx.x];
+    const std::int64_t target = targets[row];
+    const bool exists = target >= 0 && target < vocabulary;
+    float* const x = logits + blockIdx.x * pitch;
+    LogSumExp result = log_sum_exp<aligned>(static_cast<const float*>(x), vocabulary, shared);
+    if (!exists) result = {nanf(""), nanf("")};
+    if (threadIdx.x == 0) losses[row] = exists ? result.loss(x[target]) : nanf("");
+    if (!has_gradients) return;
+
+    constexpr int vector = 4;
+    constexpr int whole = 16 / static_cast<int>(sizeof(Storage));  // d's rows end in zeros that make up 16 bytes
+    const std::int64_t padded = (vocabulary + whole - 1) / whole * whole;
+    const float g = grad_losses ? grad_losses[row] : counted->shared;
+    const float per_sum = 1.0f / result.sum;
+    const float scale = g * per_sum;
+    __syncthreads();  // thread 0 has read its target's logit
+    for (std::int64_t start = 0; start < padded; start += softmax_threads * vector) {
+        const std::int64_t column = start + threadIdx.x * vector;
+        const std::int64_t left = vocabulary - column;
+        Floats<vector> d = {};
+        if (left > 0) d = load<aligned, vector>(static_cast<const float*>(x) + column, left);
+        __syncthreads();
+        if (column >= padded) continue;
+        for (int i = 0; i < vector; ++i) {
+            const float weight = expf(d.value[i] - result.maximum);
+            const float value = column + i == target ? (__fmul_rn(weight, per_sum) - 1.0f) * g : weight * scale;
+            d.value[i] = i < left ? value : 0.0f;
+        }
+        store<true>(reinterpret_cast<Storage*>(x) + column, d, vector);
+    }
+}
+
+constexpr int sum_threads = 256;
+
+// One block: the sum of the losses, or their mean, in the order of cross_entropy.
+__global__ void __launch_bounds__(sum_threads)
+    sum_losses_kernel(const float* losses, std::int64_t rows, bool mean, const Counted* counted, float* loss) {
+    __shared__ double shared[sum_threads / warp_lanes];
+    double total = 0;
+    for (std::int64_t row = threadIdx.x; row < rows; row += sum_threads) total += static_cast<double>(losses[row]);
+    total = reduce_team(total, shared, Sum{});
+    if (threadIdx.x > 0) return;
+    *loss = static_cast<float>(mean && counted->count > 0 ? total / static_cast<double>(counted->count) : total);
+}
+
+}  // namespace
+
+void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
+    const DType dtype = a.hidden.dtype;
+    const bool mean = a.reduction == Reduction::mean;
+    const bool has_gradients = a.grad_hidden || a.grad_weight || a.grad_bias;
+    const auto* const targets = pointer<const std::int64_t>(a.targets);
+    const auto rows_scratch = static_cast<std::size_t>(a.M);
+
+    auto* const list = scratch<std::int64_t>(rows_scratch);
+    auto* const counted = scratch<Counted>(1);
+    launch(list_rows_kernel, {.grid = 1, .block = list_threads}, targets, a.M, a.ignore_index, mean, list, counted);
+
+    const bool own_losses = a.loss && a.reduction == Reduction::none;
+    auto* const losses = own_losses ? pointer<float>(a.loss) : scratch<float>(rows_scratch);
+    clear(losses, rows_scratch * sizeof(float));
+    if (a.grad_hidden) clear(a.grad_hidden->data, static_cast<std::size_t>(a.M * a.C * bytes_of(dtype)));
+
+    const std::int64_t block_rows = rows_of_block(a.V);
+    const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(a.M, block_rows));
+    const std::int64_t most_rows = std::min(a.M, block_rows);
+    const std::int64_t pitch = divide_up(a.V, 4) * 4;  // of logits, so that d's rows start at multiples of 16 bytes
+    auto* const logits = scratch<float>(static_cast<std::size_t>(most_rows * pitch));
+    auto* const gathered_rows = scratch<unsigned char>(operand_bytes(most_rows, a.C, dtype));
+    const Matrix weight = operand(a.weight, a.V, a.C, dtype);
+    const Matrix d{logits, pitch * static_cast<std::int64_t>(sizeof(float)) / bytes_of(dtype)};
+    const bool aligned = in_packs(4, a.V, {logits});
+
+    // Sums over the blocks are kept in float32.
+    WeightGradient weights{.dtype = dtype, .a = d, .b = {}, .M = a.V, .N = a.C, .K = block_rows, .out = {}};
+    if (a.grad_weight) {
+        weights.out = either(*a.grad_weight);
+        if (blocks > 1 && !weights.out.float32) {
+            weights.out = {scratch<float>(static_cast<std::size_t>(a.V * a.C)), true};
+        }
+        weights.parts = scratch<float>(static_cast<std::size_t>(part_floats(weights)));
+    }
+    RowSums biases{.dtype = dtype,
+                   .grad_out = {logits, dtype == DType::float32},
+                   .rows = most_rows,
+                   .width = a.V,
+                   .pitch = d.pitch};
+    if (a.grad_bias) {
+        biases.sums = {scratch<float>(static_cast<std::size_t>(a.V)), true};
+        biases.parts = scratch<float>(static_cast<std::size_t>(part_floats(biases)));
+    }
+
+    for (std::int64_t block = 0; block < blocks; ++block) {
+        const std::int64_t first = block * block_rows;
+        const std::int64_t rows = std::min(block_rows, a.M - first);
+        const Limit limit{&counted->count, first};
+        const Matrix hidden = gathered(a.hidden, a.C, list, limit, rows, gathered_rows);
+        product({.dtype = dtype,
+                 .form = Form::rows_rows,
+                 .a = hidden,
+                 .b = weight,
+                 .M = rows,
+                 .N = a.V,
+                 .K = a.C,
+                 .m_limit = limit,
+                 .epilogue = {.bias = either(a.bias), .out = {logits, true}, .pitch = pitch}});
+        with_storage(dtype, [&](auto storage) {
+            using Storage = decltype(storage);
+            launch(aligned ? losses_kernel<Storage, true> : losses_kernel<Storage, false>,
+                   {.grid = static_cast<unsigned>(rows), .block = softmax_threads}, logits, pitch, a.V, list, counted,
+                   first, targets, pointer<const float>(a.grad_losses), has_gradients, losses);
+        });
+        if (a.grad_hidden) {
+            product({.dtype = dtype,
+                     .form = Form::rows_across,
+                     .a = d,
+                     .b = weight,
+                     .M = rows,
+                     .N = a.C,
+                     .K = a.V,
+                     .m_limit = limit,
+                     .epilogue = {.out = either(*a.grad_hidden), .pitch = a.C, .row_of = list + first}});
+        }
+        if (a.grad_weight) {
+            weights.b = hidden;
+            weights.k_limit = limit;
+            weights.add = block > 0;
+            weight_gradient(weights);
+        }
+        if (a.grad_bias) {
+            biases.limit = limit;
+            biases.add = block > 0;
+            sum_rows(biases);
+        }
+    }
+    if (a.grad_weight && weights.out.data != a.grad_weight->data) {
+        add_parts(static_cast<const float*>(weights.out.data), 1, a.V * a.C, either(*a.grad_weight), dtype, false);
+    }
+    if (a.grad_bias) {
+        add_parts(static_cast<const float*>(biases.sums.data), 1, a.V, either(*a.grad_bias), dtype, false);
+    }
+    if (!a.loss || own_losses) return;
+    launch(sum_losses_kernel, {.grid = 1, .block = sum_threads}, losses, a.M, mean, counted, pointer<float>(a.loss));
+}
+
+}  // namespace pygpt::cuda
