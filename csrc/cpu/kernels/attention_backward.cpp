@@ -301,7 +301,7 @@ void bias_backward_typed(const attention::BiasBackward& a) {
         auto* sums = static_cast<Number*>(scratch.data());
         std::fill_n(sums, rows * keys, Number(0));
         for (std::int64_t s = 0; s < p.keys.sequences(); ++s) {
-            if (batches > 1 && p.keys.sequence(s).batch != batch) continue;
+            if (batches > 1 && sequence_of(p, s).batch != batch) continue;
             for (std::int64_t h = heads > 1 ? own_head : 0; h < (heads > 1 ? own_head + 1 : p.H); ++h) {
                 add_bias_gradients<Storage>(a, scores, Head<Storage>(p, s, h, 1), queries, sums);
             }

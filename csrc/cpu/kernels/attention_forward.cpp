@@ -197,7 +197,7 @@ void each_block(const Problem& p, F f) {
     const std::int64_t block =
         std::clamp(row_tiles / (threads() * tasks_per_thread) * row_tile, row_tile, largest_block);
     for (std::int64_t s = 0; s < p.keys.sequences(); ++s) {
-        const std::int64_t rows = p.keys.sequence(s).queries.size() * heads;
+        const std::int64_t rows = sequence_of(p, s).queries.size() * heads;
         for (std::int64_t first = (rows - 1) / block * block; rows > 0 && first >= 0; first -= block) {
             pieces.push_back({s, first, std::min(block, rows - first)});
         }

@@ -218,6 +218,12 @@ auto dot(const T* a, const T* b, std::int64_t steps) {
 
 // ---- rows and keys ----
 
+// KeyRange's function of that name, inlined wherever it is called from: objects of an instruction set share no
+// functions.
+[[gnu::flatten]] inline Sequence sequence_of(const Problem& p, std::int64_t index) {
+    return p.keys.sequence(index);
+}
+
 // Query heads of one kv head in one sequence: where their rows and keys lie, and what they may see.
 template <class Storage>
 struct Head {
@@ -229,7 +235,7 @@ struct Head {
 
     Head(const Problem& problem, std::int64_t sequence_index, std::int64_t first, std::int64_t count)
         : p(problem),
-          sequence(problem.keys.sequence(sequence_index)),
+          sequence(sequence_of(problem, sequence_index)),
           index(sequence_index),
           first_head(first),
           heads(count),
