@@ -1,8 +1,10 @@
 #include "bindings/tensors.h"
 
+#include <algorithm>
 #include <string>
 
 #include "bindings/build_facts.h"
+#include "bindings/dlpack.h"
 #include "core/error.h"
 
 namespace pygpt::bindings {
@@ -25,6 +27,15 @@ struct Torch {
     PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
     PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
     PyObject* device = PyUnicode_InternFromString("device");
+    decltype(dlpack::ExchangeApi::view) dlpack_view = find_dlpack_view(tensor);  // null in older torches
+
+    static decltype(dlpack_view) find_dlpack_view(const py::object& tensor_type) {
+        constexpr const char* capsule_name = "dlpack_exchange_api";
+        const py::object capsule = py::getattr(tensor_type, "__dlpack_c_exchange_api__", py::none());
+        if (!PyCapsule_IsValid(capsule.ptr(), capsule_name)) return nullptr;
+        const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), capsule_name));
+        return api->major_version == 1 ? api->view : nullptr;
+    }
 };
 
 const Torch& torch() {
@@ -52,15 +63,63 @@ DType dtype_of(py::handle tensor, const char* argument) {
     throw TypeError(text(argument, " has dtype ", std::string(py::str(dtype)), ", which pygpt does not compute with"));
 }
 
+// Where a CPU tensor is: on the emulated device, device memory is host memory.
+constexpr Device host{build_facts::emulated ? DeviceType::cuda : DeviceType::cpu, 0};
+
 Device device_of(py::handle tensor, const char* argument) {
-    // On the emulated device, device memory is host memory.
-    if (attribute(tensor, torch().is_cpu).ptr() == Py_True) {
-        return {build_facts::emulated ? DeviceType::cuda : DeviceType::cpu, 0};
-    }
+    if (attribute(tensor, torch().is_cpu).ptr() == Py_True) return host;
     const py::object device = attribute(tensor, torch().device);
     const std::string type = py::str(device.attr("type"));
     if (type == "cuda") return {DeviceType::cuda, device.attr("index").cast<int>()};
     throw ValueError(text(argument, " must be on the CPU or a CUDA device, but is on ", type));
+}
+
+std::optional<DType> dtype_of(const dlpack::Tensor& tensor) {
+    if (tensor.type_lanes != 1) return std::nullopt;
+    switch (tensor.type_code * 256 + tensor.type_bits) {
+        case dlpack::ieee_float * 256 + 32:
+            return DType::float32;
+        case dlpack::brain_float * 256 + 16:
+            return DType::bfloat16;
+        case dlpack::ieee_float * 256 + 16:
+            return DType::float16;
+        case dlpack::ieee_float * 256 + 64:
+            return DType::float64;
+        case dlpack::signed_integer * 256 + 64:
+            return DType::int64;
+        case dlpack::signed_integer * 256 + 32:
+            return DType::int32;
+        case dlpack::unsigned_integer * 256 + 8:
+            return DType::uint8;
+        case dlpack::boolean * 256 + 8:
+            return DType::boolean;
+        default:
+            return std::nullopt;
+    }
+}
+
+// The view by one call of torch; nothing where there is none, or where only the attributes can tell what is wrong.
+std::optional<TensorView> quick_view(py::handle tensor) {
+    if (!torch().dlpack_view) return std::nullopt;
+    dlpack::Tensor from{};
+    if (torch().dlpack_view(tensor.ptr(), &from) != 0) {
+        PyErr_Clear();
+        return std::nullopt;
+    }
+    const std::optional<DType> dtype = dtype_of(from);
+    const bool on_cpu = from.device_type == dlpack::cpu;
+    if (!dtype || !(on_cpu || from.device_type == dlpack::cuda) || from.dimensions > max_dimensions) {
+        return std::nullopt;
+    }
+    TensorView out{};
+    out.data = static_cast<char*>(from.data) + from.byte_offset;
+    out.dtype = *dtype;
+    out.device = on_cpu ? host : Device{DeviceType::cuda, from.device_index};
+    out.dimensions = from.dimensions;
+    std::copy_n(from.shape, from.dimensions, out.shape);
+    std::copy_n(from.strides, from.dimensions, out.strides);
+    if (!out.data && elements(out) > 0) return std::nullopt;
+    return out;
 }
 
 }  // namespace
@@ -69,6 +128,7 @@ TensorView view(py::handle tensor, const char* argument) {
     if (!PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(torch().tensor.ptr()))) {
         throw TypeError(text(argument, " must be a torch.Tensor, but is a ", Py_TYPE(tensor.ptr())->tp_name));
     }
+    if (const std::optional<TensorView> quick = quick_view(tensor)) return *quick;
     TensorView out{};
     out.dtype = dtype_of(tensor, argument);
     out.device = device_of(tensor, argument);

@@ -1,4 +1,5 @@
-// torch tensors as TensorViews, read through their Python attributes: pygpt links no part of torch.
+// torch tensors as TensorViews, read through DLPack's table of functions or, where torch has none or refuses, through
+// their Python attributes: pygpt links no part of torch.
 #ifndef PYGPT_BINDINGS_TENSORS_H
 #define PYGPT_BINDINGS_TENSORS_H
 

@@ -15,8 +15,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 _library: Any = torch.library.Library("pygpt", "DEF")  # type: ignore[no-untyped-call]
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -62,19 +64,19 @@ class Operation:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the op; the arguments are those of the schema, by position."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._library_op(*arguments)
         needs_gradient = False
-        grad_enabled = torch.is_grad_enabled()
+        grad_enabled = is_grad_enabled()
         for argument in arguments:
-            if isinstance(argument, Tensor):
-                if type(argument) not in _PLAIN_TYPES:
-                    return self._library_op(*arguments)
+            if type(argument) in _PLAIN_TYPES:
                 if grad_enabled and argument.requires_grad:
                     needs_gradient = True
-        if torch._C._len_torch_dispatch_stack() > 0:
+            elif isinstance(argument, Tensor):
+                return self._library_op(*arguments)
+        if _len_torch_dispatch_stack() > 0:
             return self._library_op(*arguments)
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             raise NotImplementedError(f"pygpt.{self.name} does not support torch.func transforms")
         if forward_ad._current_level >= 0 and any(isinstance(x, Tensor) and _has_tangent(x) for x in arguments):
             raise NotImplementedError(f"pygpt.{self.name} does not support forward-mode differentiation")
@@ -145,9 +147,11 @@ def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        for value in (*args, *kwargs.values()):
+        for value in args:
             if isinstance(value, np.ndarray) or (isinstance(value, list) and any(map(_is_array, value))):
                 return cast(R, _call_with_arrays(function, args, kwargs))
+        if kwargs and any(isinstance(value, np.ndarray) for value in kwargs.values()):
+            return cast(R, _call_with_arrays(function, args, kwargs))
         return function(*args, **kwargs)
 
     return wrapper
