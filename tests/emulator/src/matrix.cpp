@@ -264,7 +264,8 @@ void check_wgmma_registers(Warp& w, const Instruction& in, const Warpgroup& grou
                 fault(w, "takes A from a register that a wgmma in flight writes, with no wgmma.wait_group between");
             if (w.fence_period <= (w.touched.empty() ? 1 : w.touched[o.slot / 128]))
                 fault(w, "warp " + std::to_string(w.index) +
-                             " has touched a register of this wgmma with no wgmma.fence between");
+                             " has touched a register of this wgmma with no wgmma.fence between (in the PTX: the "
+                             "compiler moves what no asm volatile pins)");
         }
 }
 

@@ -46,8 +46,8 @@ extern Options current_options;
 inline Options& options() {
     return current_options;
 }
-// Launches read the environment again, since tests change it while they run: all of it (the CUDA runtime's), or what the
-// tools set (Python's, whose devices have settings of their own).
+// Launches read the environment again, since tests change it while they run: all of it (the CUDA runtime's), or what
+// the tools set (Python's, whose devices have settings of their own).
 void refresh_from_environment();
 void refresh_tools();
 
