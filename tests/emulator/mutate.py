@@ -84,7 +84,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps([asdict(m) for m in rows], indent=1))
     if not rows:
-        sys.exit("no emulated kernel ran")
+        sys.exit("no synchronising instruction of an emulated kernel ran")
 
 
 if __name__ == "__main__":
