@@ -12,8 +12,10 @@
 //
 // Backward: registers hold what is longest in use, the sums for grad_weight and grad_bias, and a row is read a second
 // time from L1. A block owns `rows_per_group` rows, which its teams take in turn: each thread sums its own columns over
-// its team's rows, then the teams' sums are added in order. A second kernel adds the groups. Groups are cut by the
-// number of rows and teams by C, so neither depends on the device.
+// its team's rows, then the teams' sums are added in order, and then the groups' (tiles/column_sums.cuh). Teams are cut
+// by C alone.
+//
+// Products are kept from being fused with a later sum (__fmul_rn), or the compiler might do so for one alignment alone.
 //
 // The floors are reading x (and residual, grad_out, grad_sum) and writing what is asked for, each once; the backward
 // has 8 C / rows_per_group bytes a row on top, twice, which stay in L2.
@@ -22,6 +24,7 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/pointer.h"
+#include "cuda/tiles/column_sums.cuh"
 #include "cuda/tiles/pack.cuh"
 #include "cuda/tiles/reduce.cuh"
 
@@ -101,7 +104,7 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_forward_ke
         for (int j = 0; j < T::vector; ++j) sum += values.value[j];
     });
     const float per_width = 1.0f / static_cast<float>(a.width);
-    const float first_mean = reduce_team(sum, shared, Sum{}) * per_width;
+    const float first_mean = __fmul_rn(reduce_team(sum, shared, Sum{}), per_width);
 
     float2 moments = {0, 0};  // Σ d, Σ d² of the distances from the first mean
     each_pack<T>(a.width, [&](std::int64_t i, int k) {
@@ -114,7 +117,7 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_forward_ke
         }
     });
     moments = reduce_team(moments, shared_pair, Sum{});
-    const float correction = moments.x * per_width;
+    const float correction = __fmul_rn(moments.x, per_width);
     const float mean = first_mean + correction;
     const float variance = fmaxf(0.0f, fmaf(-correction, correction, __fmul_rn(moments.y, per_width)));
     const float rstd = 1.0f / sqrtf(variance + a.eps);
@@ -193,8 +196,8 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_k
         }
         sums = reduce_team(sums, shared, Sum{});
         if (!exists) continue;
-        const float mean_g = sums.x * per_width;
-        const float mean_gn = sums.y * per_width;
+        const float mean_g = __fmul_rn(sums.x, per_width);
+        const float mean_gn = __fmul_rn(sums.y, per_width);
         auto* grad_x = a.grad_x + row * a.width;
         const auto* grad_sum = a.grad_sum ? a.grad_sum + row * a.width : nullptr;
         each_pack<T>(a.width, [&](std::int64_t i, int k) {
@@ -255,29 +258,6 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_k
     }
 }
 
-constexpr int sum_slices = 16;  // of the groups, added side by side
-
-// out[c] = Σ_groups partial[group, c] for the weight's gradient (blockIdx.y = 0) and the bias's (1).
-template <class Parameter>
-__global__ void layer_norm_backward_sum_kernel(const float* partial, Parameter* grad_weight, Parameter* grad_bias,
-                                               std::int64_t groups, std::int64_t width) {
-    __shared__ float sums[sum_slices][warp_lanes];
-    Parameter* const out = blockIdx.y == 0 ? grad_weight : grad_bias;
-    if (!out) return;
-    const std::int64_t column = std::int64_t{blockIdx.x} * warp_lanes + threadIdx.x;
-    float sum = 0;
-    if (column < width) {
-        for (std::int64_t group = threadIdx.y; group < groups; group += sum_slices) {
-            sum += partial[(group * 2 + blockIdx.y) * width + column];
-        }
-    }
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y > 0 || column >= width) return;
-    for (int slice = 1; slice < sum_slices; ++slice) sum += sums[slice][threadIdx.x];
-    out[column] = from_float<Parameter>(sum);
-}
-
 // f(storage, parameter, aligned) with values of the types that the arguments need; aligned is a std::bool_constant.
 template <class F>
 void with_types(DType storage, DType parameter, bool aligned, F f) {
@@ -330,10 +310,11 @@ void layer_norm_backward(const layer_norm::Backward& a) {
                Backward<T>{pointer<Storage>(a.grad_out), pointer<Storage>(a.grad_sum), pointer<Storage>(a.x),
                            pointer<Parameter>(a.weight), pointer<float>(a.mean), pointer<float>(a.rstd),
                            pointer<Storage>(a.grad_x), partial, a.rows, a.width});
-        launch(layer_norm_backward_sum_kernel<Parameter>,
-               {.grid = dim3(static_cast<unsigned>(divide_up(a.width, warp_lanes)), 2),
-                .block = dim3(warp_lanes, sum_slices)},
-               partial, pointer<Parameter>(a.grad_weight), pointer<Parameter>(a.grad_bias), groups, a.width);
+        const auto add_groups = [&](const float* sums, Parameter* out) {
+            if (out) column_sums(sums, groups, 2 * a.width, a.width, out);
+        };
+        add_groups(partial, pointer<Parameter>(a.grad_weight));
+        add_groups(partial + a.width, pointer<Parameter>(a.grad_bias));
     });
 }
 

@@ -1,7 +1,8 @@
 // The logarithm of the sum of exponentials of a row of logits, in blocks of `softmax_block` columns: a warp takes a
 // block's maximum m and sum Σ e^(x - m) on its own; `softmax_warps` running results take the blocks in turn, merge each
 // in order, and are merged in order at the end. So whoever follows this order gets the same bits, whether logits are
-// stored (cross_entropy, sample) or made a block at a time and never stored.
+// stored (cross_entropy, sample) or made a block at a time and never stored. No sum here is left to the compiler to
+// fuse with the last product of an exponential.
 #ifndef PYGPT_CUDA_TILES_SOFTMAX_ROW_CUH
 #define PYGPT_CUDA_TILES_SOFTMAX_ROW_CUH
 
@@ -62,7 +63,7 @@ __device__ LogSumExp log_sum_exp_of_block(const Storage* logits, std::int64_t co
     for (int k = 0; k < packs; ++k) {
         if (k * warp_lanes * vector >= count) break;  // what follows would add 0
 #pragma unroll
-        for (int j = 0; j < vector; ++j) sum += expf(held[k].value[j] - shift);
+        for (int j = 0; j < vector; ++j) sum = __fadd_rn(sum, expf(held[k].value[j] - shift));
     }
     block.sum = reduce_warp(sum, Sum{});
     return block;
