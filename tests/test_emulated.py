@@ -148,6 +148,50 @@ for options in (
     assert output(program, "80") == output(program, "")
 
 
+@needs_the_module
+def test_kernels_touch_the_tensors_of_their_op_alone_and_as_it_says():
+    program = """
+import torch
+from pygpt.extension import C
+x = torch.zeros(100)
+C.emulator.touch(x[10:20], 0, False)
+C.emulator.touch(x[10:20], 9, False)
+for element, write in ((10, False), (-1, False), (0, True)):
+    try:
+        C.emulator.touch(x[10:20], element, write)
+    except RuntimeError as error:
+        print(error)
+"""
+    words = output(program, "80")
+    assert "global access of 4 bytes at offset 40 of 40 bytes of device memory" in words
+    assert "which is no device memory of this launch" in words
+    assert "writes to read-only memory, at offset 0 of 40 bytes" in words
+    assert words.count("touch.cu:") == 3
+
+
+@needs_the_module
+def test_values_are_checked_when_asked_for():
+    program = """
+import torch
+from pygpt import ops
+x, rows = torch.zeros(2, 3), {"seeds": torch.tensor([0, 1]), "positions": torch.tensor([0, 0])}
+for call in (
+    lambda: ops.embedding(torch.tensor([0, 2]), x),
+    lambda: ops.cross_entropy(x, torch.tensor([1, -1])),
+    lambda: ops.sample(torch.full((2, 3), torch.nan), **rows),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    words = output(program, "80", PYGPT_CHECK="1")
+    assert "ids[1] is 2, but must be at least 0 and less than 2" in words
+    assert "targets[1] is -1" in words
+    assert "logits must hold no NaN" in words
+    assert output(program, "80") == ""
+
+
 MEMORY_BOUND = {
     "layer_norm_forward": "ops.layer_norm(x, w, w)",
     "cross_entropy_forward": "ops.cross_entropy(x, targets)",

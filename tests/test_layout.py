@@ -69,7 +69,7 @@ MAY_INCLUDE = {
     "cuda/ptx": set(),
     "bindings": {
         *("core", "ops", "cpu/thread_pool.h", "cpu/measure.h", "cuda/devices.h", "cuda/execution.h"),
-        *("launch.h", "memory.h", "options.h"),  # the emulator's (tests/emulator/src), in pygpt._C_emulated
+        *("launch.h", "memory.h", "options.h", "touch.h"),  # the emulator's (tests/emulator/src), in pygpt._C_emulated
     },
 }
 

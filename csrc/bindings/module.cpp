@@ -7,12 +7,13 @@
 
 #include "bindings/bindings.h"
 #include "bindings/build_facts.h"
-#include "bindings/tensors.h"
+#include "bindings/call.h"
 #include "core/error.h"
 #include "ops/implementation.h"
 #if defined(PYGPT_EMULATED)
 #include "launch.h"  // of the emulator
 #include "options.h"
+#include "touch.h"
 #endif
 
 namespace pygpt::bindings {
@@ -47,6 +48,12 @@ PYBIND11_MODULE(PYGPT_MODULE, module) {
         if (!emulator::set_option(name, value)) throw ValueError(text("the emulator has no option ", name));
     });
     emulated.def("take_counts", &emulator::take_counts);
+    // As an op that only reads the tensor.
+    emulated.def("touch", [](py::handle tensor, std::int64_t element, bool write) {
+        Call call;
+        const TensorView view = call.input(tensor, "tensor");
+        call.run([&] { cuda::touch(view, element, write); });
+    });
 #endif
     py::register_local_exception_translator([](std::exception_ptr error) {
         try {

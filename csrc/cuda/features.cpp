@@ -2,7 +2,11 @@
 
 #include "core/error.h"
 #if defined(PYGPT_CUDA)
+#include <cuda_runtime_api.h>
+
 #include "cuda/devices.h"
+#include "cuda/error.h"
+#include "cuda/execution.h"
 #endif
 
 namespace pygpt::cuda {
@@ -32,6 +36,12 @@ std::int64_t shared_memory_bytes(int device) {
     return known_devices().found.at(static_cast<std::size_t>(device)).shared_memory_bytes;
 }
 
+void copy_to_host(void* to, const void* from, std::size_t bytes) {
+    const auto stream = static_cast<cudaStream_t>(execution().stream);
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
+    check(cudaStreamSynchronize(stream));
+}
+
 #else
 
 std::string why_not(int, int) {
@@ -40,6 +50,10 @@ std::string why_not(int, int) {
 
 std::int64_t shared_memory_bytes(int) {
     return 0;
+}
+
+void copy_to_host(void*, const void*, std::size_t) {
+    throw DeviceError(why_not(80, 0));
 }
 
 #endif

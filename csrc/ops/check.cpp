@@ -1,6 +1,10 @@
 #include "ops/check.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+#include "cuda/features.h"
 
 namespace pygpt::check {
 
@@ -55,10 +59,24 @@ void like(const Named& argument, const Named& model) {
     contiguous(argument);
 }
 
+Values::Values(const TensorView& tensor) {
+    static const char* const value = std::getenv("PYGPT_CHECK");
+    static const bool everywhere = value && std::string_view(value) == "1";
+    if (tensor.device.type == DeviceType::cpu) {
+        data_ = tensor.data;
+    } else if (everywhere && elements(tensor) > 0) {
+        const auto bytes = static_cast<std::size_t>(elements(tensor) * bytes_of(tensor.dtype));
+        copy_.resize((bytes + sizeof(std::int64_t) - 1) / sizeof(std::int64_t));
+        cuda::copy_to_host(copy_.data(), tensor.data, bytes);
+        data_ = copy_.data();
+    }
+}
+
 void indices_in(const Named& argument, std::int64_t limit, std::optional<std::int64_t> except, const char* limit_is) {
     const TensorView& tensor = argument.tensor;
-    if (tensor.device.type != DeviceType::cpu) return;
-    const auto* values = static_cast<const std::int64_t*>(tensor.data);
+    const Values all(tensor);
+    const auto* values = all.as<std::int64_t>();
+    if (!values) return;
     const std::int64_t count = elements(tensor);
     for (std::int64_t i = 0; i < count; ++i) {
         if ((values[i] >= 0 && values[i] < limit) || values[i] == except) continue;

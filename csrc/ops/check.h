@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 #include <optional>
+#include <vector>
 
 #include "core/error.h"
 #include "core/tensor_view.h"
@@ -23,8 +24,27 @@ void dimensions_are(const Named& argument, int dimensions, const char* form);
 void contiguous(const Named& argument);
 void like(const Named& argument, const Named& model);  // shape, dtype and device of the model; contiguous
 
-// That every value of a contiguous int64 tensor is in 0..limit-1 or equals `except`; the first that is not is named
-// with its place. `limit_is` says what the limit is. Values are read on the CPU only: elsewhere kernels stay in bounds.
+// What a contiguous tensor holds, where checks may look at it: on the CPU always; on a CUDA device, where that waits
+// for the device, only with PYGPT_CHECK=1 in the environment. Without it kernels stay in bounds, whatever the values.
+class Values {
+  public:
+    explicit Values(const TensorView& tensor);
+    Values(const Values&) = delete;
+    Values& operator=(const Values&) = delete;
+
+    // Null where they may not be looked at.
+    template <class T>
+    const T* as() const {
+        return static_cast<const T*>(data_);
+    }
+
+  private:
+    const void* data_ = nullptr;
+    std::vector<std::int64_t> copy_;  // of device memory
+};
+
+// That every value of a contiguous int64 tensor is in 0..limit-1 or equals `except`, where values may be looked at; the
+// first that is not is named with its place. `limit_is` says what the limit is.
 void indices_in(const Named& argument, std::int64_t limit, std::optional<std::int64_t> except, const char* limit_is);
 
 }  // namespace pygpt::check

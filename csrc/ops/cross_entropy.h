@@ -1,7 +1,7 @@
 // cross_entropy: loss = -log softmax(logits)[target] for each row; alone, summed, or its mean.
 //
 // Rows whose target is ignore_index have loss 0 and no gradient, and do not count in the mean; a mean over no rows is
-// 0.
+// 0. Another target out of range is an error on the CPU; on a CUDA device it makes the row's loss and gradient NaN.
 #ifndef PYGPT_OPS_CROSS_ENTROPY_H
 #define PYGPT_OPS_CROSS_ENTROPY_H
 

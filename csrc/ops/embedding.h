@@ -1,4 +1,6 @@
 // embedding: out[i] = table[ids[i]]; its backward adds each row of grad_out to the row of grad_table that was read.
+//
+// An id out of range is an error on the CPU; on a CUDA device its row is NaN, and it has no gradient.
 #ifndef PYGPT_OPS_EMBEDDING_H
 #define PYGPT_OPS_EMBEDDING_H
 

@@ -29,14 +29,15 @@ void one_a_row(const check::Named& argument, DType dtype, const char* what, cons
 }
 
 template <class Number>
-std::int64_t first_nan(const void* values, std::int64_t count) {
-    const auto* value = static_cast<const Number*>(values);
+std::int64_t first_nan(const Number* value, std::int64_t count) {
     return std::find_if(value, value + count, [](Number x) { return std::isnan(x); }) - value;
 }
 
 void all_drawn(const Forward& a) {
-    const std::int64_t row = a.logits.dtype == DType::float64 ? first_nan<double>(a.logprobs.data, a.rows)
-                                                              : first_nan<float>(a.logprobs.data, a.rows);
+    const check::Values logprobs(a.logprobs);
+    if (!logprobs.as<void>()) return;
+    const std::int64_t row = a.logits.dtype == DType::float64 ? first_nan(logprobs.as<double>(), a.rows)
+                                                              : first_nan(logprobs.as<float>(), a.rows);
     if (row == a.rows) return;
     throw ValueError(text("logits must hold no NaN, no +inf, and not -inf alone, but row ", row, " does"));
 }
@@ -66,7 +67,7 @@ void forward(Forward arguments) {
     a.rows = a.logits.shape[0];
     a.vocabulary = a.logits.shape[1];
     op.run(forward_table, {a.logits.dtype, a.logits.device}, a);
-    if (a.logits.device.type == DeviceType::cpu) all_drawn(a);
+    all_drawn(a);
 }
 
 }  // namespace pygpt::sample

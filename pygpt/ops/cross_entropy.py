@@ -28,7 +28,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100, red
 
     Raises:
         ValueError: if a shape, device or ``reduction`` does not fit, or (on the CPU) a target is out of range: the
-            first is named.
+            first is named. On CUDA such a target makes the loss NaN; with PYGPT_CHECK=1 it is an error there too.
         TypeError: if a dtype does not fit.
     """
     require_tensors(logits=logits, targets=targets)

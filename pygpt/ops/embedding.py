@@ -25,7 +25,8 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
         (..., width), in the dtype of ``table``.
 
     Raises:
-        ValueError: if a shape or device does not fit, or (on the CPU) an id is out of range: the first is named.
+        ValueError: if a shape or device does not fit, or (on the CPU) an id is out of range: the first is named. On
+            CUDA such an id gives a row of NaN and no gradient; with PYGPT_CHECK=1 it is an error there too.
         TypeError: if a dtype does not fit.
     """
     require_tensors(ids=ids, table=table)
