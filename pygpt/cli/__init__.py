@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "train a small GPT in three minutes and see what it writes",
     "train": "train a GPT on text",
     "sample": "let a model write",
+    "chat": "talk to a model",
     "data": "turn text into token files",
     "doctor": "what is built, what runs here and why, how fast the machine is",
 }

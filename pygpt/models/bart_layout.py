@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pygpt.models.layout import Layout, attention_rows, our_activation, require_fixed, their_activation
+from pygpt.models.layout import Layout, attention_rows, is_plain, our_activation, require_fixed, their_activation
 from pygpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 LAYER_NORM_EPS = 1e-5  # which BART's config.json does not say
@@ -109,17 +109,13 @@ def _targets(model: Seq2Seq) -> dict[str, Tensor]:
 
 def _fits(config: Seq2SeqConfig) -> bool:
     return (
-        config.num_kv_heads == config.num_heads
-        and config.num_heads * config.head_dim == config.embedding_dim
-        and config.positions == "learned"
+        is_plain(config)
         and config.position_offset == POSITION_OFFSET
         and config.embedding_norm
         and config.norm == "post"
-        and config.bias
         and config.layer_norm_eps == LAYER_NORM_EPS
         and config.embedding_dropout == config.residual_dropout == config.dropout
         and config.end_token is not None
-        and all(window is None for window in config.attention_windows)
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pygpt.models.encoder import Encoder, EncoderConfig
-from pygpt.models.layout import Layout, attention_rows, our_activation, require_fixed, their_activation
+from pygpt.models.layout import Layout, attention_rows, is_plain, our_activation, require_fixed, their_activation
 
 # Settings that change the computation -> the only value that we can compute with, which is also their default.
 _FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
@@ -105,14 +105,10 @@ def _targets(model: Encoder) -> dict[str, Tensor]:
 
 def _fits(config: EncoderConfig) -> bool:
     return (
-        config.num_kv_heads == config.num_heads
-        and config.num_heads * config.head_dim == config.embedding_dim
-        and config.positions == "learned"
+        is_plain(config)
         and config.norm == "post"
-        and config.bias
         and config.num_segments > 0
         and config.embedding_dropout == config.residual_dropout == config.dropout
-        and all(window is None for window in config.attention_windows)
         and (config.pooler, config.mlm_head, config.nsp_head) in _ARCHITECTURES
     )
 

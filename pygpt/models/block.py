@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pygpt import ops
-from pygpt.models.config import TransformerConfig
+from pygpt.models.config import GATED, TransformerConfig
 from pygpt.models.sequence import sinusoids
-from pygpt.nn import Embedding, FeedForward, LayerNorm, MultiHeadAttention
+from pygpt.nn import Embedding, FeedForward, GatedFeedForward, LayerNorm, MultiHeadAttention, RMSNorm
+from pygpt.nn.rotary import rotations
 
 if TYPE_CHECKING:
     from pygpt.generate import KeyValueCache
@@ -51,7 +52,7 @@ class Block(nn.Module):
     """
 
     cross_attention: MultiHeadAttention | None
-    cross_norm: LayerNorm | None
+    cross_norm: LayerNorm | RMSNorm | None
 
     def __init__(
         self, config: TransformerConfig, layer: int, device: torch.device, dtype: torch.dtype, cross: bool = False
@@ -62,10 +63,11 @@ class Block(nn.Module):
 
         def attention() -> MultiHeadAttention:
             heads = config.num_heads, config.num_kv_heads, config.head_dim
-            return MultiHeadAttention(width, *heads, config.bias, config.attention_dropout, **made)
+            qk_norm_eps = config.layer_norm_eps if config.qk_norm else None
+            return MultiHeadAttention(width, *heads, config.bias, config.attention_dropout, qk_norm_eps, **made)
 
-        def norm() -> LayerNorm:
-            return LayerNorm(width, config.layer_norm_eps, config.bias, **made)
+        def norm() -> LayerNorm | RMSNorm:
+            return make_norm(config, **made)
 
         self.pre_norm = config.norm == "pre"
         self.window = config.window(layer)
@@ -75,7 +77,8 @@ class Block(nn.Module):
         self.cross_norm = norm() if cross else None
         self.cross_attention = attention() if cross else None
         self.norm_2 = norm()
-        self.feed_forward = FeedForward(
+        kind = GatedFeedForward if config.activation in GATED else FeedForward
+        self.feed_forward = kind(
             width, config.hidden_dim, config.activation, config.bias, config.residual_dropout, **made
         )
 
@@ -113,8 +116,27 @@ class Block(nn.Module):
         return ops.dropout(out, self.dropout) if self.training else out
 
 
-def _add_norm(norm: LayerNorm, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def position_table(config: TransformerConfig) -> Tensor | None:
+    """Sinusoids (context_length, width), or rotations (context_length, head_dim), in float64; None for others."""
+    if config.positions == "sinusoidal":
+        return sinusoids(config.context_length, config.embedding_dim)
+    if config.positions == "rope":
+        return rotations(config.context_length, config.head_dim, config.rope_theta)
+    return None
+
+
+def make_norm(config: TransformerConfig, **made: Any) -> LayerNorm | RMSNorm:
+    """The norm of a model's width that its configuration asks for."""
+    if config.norm_type == "rms":
+        return RMSNorm(config.embedding_dim, config.layer_norm_eps, **made)
+    return LayerNorm(config.embedding_dim, config.layer_norm_eps, config.bias, **made)
+
+
+def _add_norm(norm: LayerNorm | RMSNorm, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """``(norm(branch + x), branch + x)``, in the residual stream's dtype: under autocast the branch has another."""
+    if isinstance(norm, RMSNorm):
+        total = ops.add(branch.to(x.dtype), x)
+        return norm(total), total
     return ops.add_layer_norm(branch.to(x.dtype), x, norm.weight, norm.bias, norm.eps)
 
 
@@ -183,22 +205,22 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        width, eps, bias = config.embedding_dim, config.layer_norm_eps, config.bias
+        width = config.embedding_dim
         self.config = config
         self.causal = causal
         self.position_offset = position_offset
         self.position_embedding: Embedding | None = None
         if config.positions == "learned":
             self.position_embedding = Embedding(config.context_length + position_offset, width, **made)
-        self.embedding_norm = LayerNorm(width, eps, bias, **made) if embedding_norm else None
+        self.embedding_norm = make_norm(config, **made) if embedding_norm else None
         self.blocks = nn.ModuleList(Block(config, layer, device, dtype, cross) for layer in range(layers))
-        self.norm = LayerNorm(width, eps, bias, **made) if config.norm == "pre" else None
+        self.norm = make_norm(config, **made) if config.norm == "pre" else None
         self.register_buffer("position_table", None, persistent=False)
 
     def make_position_table(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compute the table of sinusoids, if these are the positions: parameters are made without their values."""
-        if self.config.positions == "sinusoidal":
-            self.position_table = sinusoids(self.config.context_length, self.config.embedding_dim).to(device, dtype)
+        """Compute the positions' table, if they have one that is no parameter: `_materialise` leaves it empty."""
+        table = position_table(self.config)
+        self.position_table = None if table is None else table.to(device, dtype)
 
     def forward(
         self,
@@ -225,8 +247,10 @@ class Stack(nn.Module):
             positions = cache.positions  # (B, T)
         if self.position_embedding is not None:
             x = ops.add(x, self.position_embedding(positions + self.position_offset))
-        elif self.position_table is not None:
+        elif self.config.positions == "sinusoidal" and self.position_table is not None:
             x = ops.add(x, ops.embedding(positions, self.position_table))
+        elif self.position_table is not None:
+            visible["rotation"] = ops.embedding(positions, self.position_table)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.training:

@@ -6,9 +6,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar, TypeVar
 
-ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
-POSITIONS = ("learned", "sinusoidal", "none")
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")
+POSITIONS = ("learned", "sinusoidal", "rope", "none")
 NORMS = ("pre", "post")
+NORM_TYPES = ("layer", "rms")
 MAX_HEAD_DIM = 256
 
 DERIVED: Any = None  # the default of a field that follows from others; it is never None in a config
@@ -47,6 +49,9 @@ class TransformerConfig:
     residual_dropout: float = DERIVED
     attention_windows: tuple[int | None, ...] = (None,)
     init_std: float = 0.02
+    norm_type: str = "layer"
+    rope_theta: float = 10000.0
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "num_layers", "num_heads", "embedding_dim"):
@@ -67,13 +72,16 @@ class TransformerConfig:
             )
         if self.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, but is {self.head_dim}")
-        for name, allowed in (("activation", ACTIVATIONS), ("positions", POSITIONS), ("norm", NORMS)):
+        choices = {"activation": ACTIVATIONS, "positions": POSITIONS, "norm": NORMS, "norm_type": NORM_TYPES}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        self._check_booleans("bias", "tie_head")
+        self._check_booleans("bias", "tie_head", "qk_norm")
         for name in ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout"):
             self._check_number(name, below=1.0)
-        for name in ("layer_norm_eps", "init_std"):
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for positions 'rope', but is {self.head_dim}")
+        for name in ("layer_norm_eps", "init_std", "rope_theta"):
             self._check_number(name)
         if not isinstance(self.attention_windows, tuple | list):
             raise TypeError(f"attention_windows must be a tuple, not {self.attention_windows!r}")
@@ -136,14 +144,16 @@ class TransformerConfig:
         return self.context_length if self.positions == "learned" else 0
 
     def _norm_parameters(self) -> int:
-        return self.embedding_dim * (2 if self.bias else 1)
+        return self.embedding_dim * (2 if self.bias and self.norm_type == "layer" else 1)
 
     def _block_parameters(self, cross: bool = False) -> int:
         """Parameters of a block; with ``cross`` it attends to a context too."""
         width, hidden, one_if_bias = self.embedding_dim, self.hidden_dim, int(self.bias)
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         attention = width * qkv + one_if_bias * qkv + self.num_heads * self.head_dim * width + one_if_bias * width
-        feed_forward = 2 * width * hidden + one_if_bias * (hidden + width)
+        attention += 2 * self.head_dim if self.qk_norm else 0
+        into = 2 if self.activation in GATED else 1
+        feed_forward = (into + 1) * width * hidden + one_if_bias * (into * hidden + width)
         attentions = 2 if cross else 1
         return (attentions + 1) * self._norm_parameters() + attentions * attention + feed_forward
 
@@ -224,8 +234,10 @@ class GPTConfig(TransformerConfig):
         num_kv_heads: key and value heads, G, a divisor of ``num_heads``; None: as many.
         head_dim: size of a head, D, at most 256; None: ``embedding_dim / num_heads``.
         hidden_dim: width inside the feed-forward networks; None: four times ``embedding_dim``.
-        activation: ``"gelu_tanh"``, ``"gelu"`` (exact) or ``"relu"``.
-        positions: ``"learned"``, ``"sinusoidal"`` (Vaswani et al., 2017, section 3.5) or ``"none"``.
+        activation: ``"gelu_tanh"``, ``"gelu"`` (exact) or ``"relu"``; or ``"swiglu"`` or ``"geglu"``: with a gate, as
+            in `pygpt.nn.GatedFeedForward`.
+        positions: ``"learned"``, ``"sinusoidal"`` (Vaswani et al., 2017, section 3.5), ``"rope"`` (rotary; Su et al.,
+            2021) or ``"none"``.
         norm: ``"pre"``: layer norm before attention and feed-forward network, and one after the last block (GPT-2);
             ``"post"``: after each residual sum (GPT-1).
         layer_norm_eps: added to the variance in layer norms.
@@ -239,6 +251,9 @@ class GPTConfig(TransformerConfig):
             last; None: all. GPT-3 alternates dense and banded layers: ``(None, 256)``.
         init_std: standard deviation of the initial weights; those that write to the residual stream have this over
             ``sqrt(2 num_layers)``, biases are 0, layer norms the identity (GPT-2).
+        norm_type: ``"layer"`` or ``"rms"`` (without biases; Zhang and Sennrich, 2019); both add ``layer_norm_eps``.
+        rope_theta: base of the rotary positions' angles.
+        qk_norm: whether each head of queries and keys is normalised by its root mean square.
 
     Raises:
         ValueError: naming the field that does not fit, what was expected and what came.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pygpt import ops
-from pygpt.models.block import Stack
-from pygpt.models.config import TransformerConfig
+from pygpt.models.block import Stack, make_norm
+from pygpt.models.config import GATED, TransformerConfig
 from pygpt.models.sequence import check_ids, check_shape, past_lengths
 from pygpt.models.transformer import Transformer
-from pygpt.nn import Embedding, LayerNorm, Linear
+from pygpt.nn import Embedding, LayerNorm, Linear, RMSNorm
 
 
 def _published(num_layers: int, num_heads: int, embedding_dim: int) -> dict[str, Any]:
@@ -60,6 +60,8 @@ class EncoderConfig(TransformerConfig):
         self._check_booleans("pooler", "mlm_head", "nsp_head")
         if self.nsp_head and not self.pooler:
             raise ValueError("nsp_head needs the pooler, but pooler is False")
+        if self.mlm_head and self.activation in GATED:
+            raise ValueError(f"the masked-LM head has no gate: activation must be another than {self.activation!r}")
 
     def num_parameters(self) -> int:
         """How many numbers the model's parameters hold; a tied head is counted once."""
@@ -111,12 +113,12 @@ class Encoder(Transformer):
         self.stack = Stack(config, config.num_layers, meta, dtype, embedding_norm=True)
         self.pooler = Linear(width, width, bias, **made) if config.pooler else None
         self.mlm_transform: Linear | None = None
-        self.mlm_norm: LayerNorm | None = None
+        self.mlm_norm: LayerNorm | RMSNorm | None = None
         self.mlm_bias: nn.Parameter | None = None
         self.head = None
         if config.mlm_head:
             self.mlm_transform = Linear(width, width, bias, **made)
-            self.mlm_norm = LayerNorm(width, config.layer_norm_eps, bias, **made)
+            self.mlm_norm = make_norm(config, **made)
             self.mlm_bias = nn.Parameter(torch.empty(config.vocab_size, **made))
             self.head = None if config.tie_head else Linear(width, config.vocab_size, bias=False, **made)
         self.nsp_head = Linear(width, 2, bias, **made) if config.nsp_head else None

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pygpt import ops
-from pygpt.models.block import Block, run_blocks
+from pygpt.models.block import Block, make_norm, position_table, run_blocks
 from pygpt.models.config import GPTConfig
-from pygpt.models.sequence import check_ids, document_positions, past_lengths, sinusoids
+from pygpt.models.sequence import check_ids, document_positions, past_lengths
 from pygpt.models.transformer import Transformer
-from pygpt.nn import Embedding, LayerNorm, Linear
+from pygpt.nn import Embedding, Linear
 
 if TYPE_CHECKING:
     from pygpt.generate import KeyValueCache, TokenBytes
@@ -58,14 +58,12 @@ class GPT(Transformer):
         if config.positions == "learned":
             self.position_embedding = Embedding(config.context_length, width, device=meta, dtype=dtype)
         self.blocks = nn.ModuleList(Block(config, layer, meta, dtype) for layer in range(config.num_layers))
-        self.norm: LayerNorm | None = None
-        if config.norm == "pre":
-            self.norm = LayerNorm(width, config.layer_norm_eps, config.bias, device=meta, dtype=dtype)
+        self.norm = make_norm(config, device=meta, dtype=dtype) if config.norm == "pre" else None
         self.head = None
         if not config.tie_head:
             self.head = Linear(width, config.vocab_size, bias=False, device=meta, dtype=dtype)
         self._materialise(device, initialise)
-        table = sinusoids(config.context_length, width) if config.positions == "sinusoidal" else None
+        table = position_table(config)
         self.register_buffer("position_table", None if table is None else table.to(device, dtype), persistent=False)
 
     @torch.no_grad()
@@ -163,6 +161,8 @@ class GPT(Transformer):
         else:
             visible = cache.begin(time, lengths)
             positions = cache.positions  # (B, T)
+        if self.config.positions == "rope" and self.position_table is not None:
+            visible["rotation"] = ops.embedding(positions, self.position_table)
         embedded = self._embed(positions)  # (T, C) or (B, T, C)
         if embedded is not None:
             x = ops.add(x, embedded)
@@ -225,7 +225,9 @@ class GPT(Transformer):
     def _embed(self, positions: Tensor) -> Tensor | None:
         if self.position_embedding is not None:
             return self.position_embedding(positions)  # type: ignore[no-any-return]
-        return None if self.position_table is None else ops.embedding(positions, self.position_table)
+        if self.config.positions == "sinusoidal" and self.position_table is not None:
+            return ops.embedding(positions, self.position_table)
+        return None
 
     def _check(
         self, ids: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None, cache: KeyValueCache | None

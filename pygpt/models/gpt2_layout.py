@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pygpt.models.config import GPTConfig
 from pygpt.models.gpt import GPT
-from pygpt.models.layout import Layout, our_activation, require_fixed, their_activation
+from pygpt.models.layout import Layout, is_plain, our_activation, require_fixed, their_activation
 
 END_OF_TEXT = 50256  # in GPT-2's vocabulary
 
@@ -104,14 +104,7 @@ def _targets(model: GPT) -> dict[str, Tensor]:
 
 
 def _fits(config: GPTConfig) -> bool:
-    return (
-        config.num_kv_heads == config.num_heads
-        and config.num_heads * config.head_dim == config.embedding_dim
-        and config.positions == "learned"
-        and config.norm == "pre"
-        and config.bias
-        and all(window is None for window in config.attention_windows)
-    )
+    return is_plain(config) and config.norm == "pre"
 
 
 def _values(model: GPT) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Models on disk, in Hugging Face's layouts where these can say what the model is, else in the like of our own.
 
 A folder holds ``config.json`` and ``model.safetensors``, or the parts that ``model.safetensors.index.json`` lists.
-``model_type`` in config.json names the layout: ``"gpt2"``, ``"bert"``, ``"bart"``, see the modules of their names; or
+``model_type`` in config.json names the layout: ``"gpt2"``, ``"llama"``, ``"bert"``, ``"bart"``, see their modules; or
 ``"pygpt"``, ``"pygpt-encoder"``, ``"pygpt-seq2seq"``: the fields of the model's configuration and the names of its
 state dict. Pickles are not read.
 """
@@ -26,6 +26,7 @@ from pygpt.models.encoder import Encoder, EncoderConfig
 from pygpt.models.gpt import GPT
 from pygpt.models.gpt2_layout import GPT2
 from pygpt.models.layout import Layout
+from pygpt.models.llama_layout import LLAMA
 from pygpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from pygpt.models.transformer import Transformer
 
@@ -56,6 +57,7 @@ LAYOUTS = (
     GPT2,
     BERT,
     BART,
+    LLAMA,
     _own("pygpt", GPT, GPTConfig),
     _own("pygpt-encoder", Encoder, EncoderConfig),
     _own("pygpt-seq2seq", Seq2Seq, Seq2SeqConfig),
@@ -65,11 +67,11 @@ LAYOUTS = (
 def load(
     kind: type[Model], folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Model:
-    """Load a model from a local folder.
+    """Load a model from a local folder, or a GPT from a GGUF file.
 
     Args:
         kind: the class of the model.
-        folder: holds config.json and the weights, in one of the layouts of the class.
+        folder: holds config.json and the weights, in one of the layouts of the class; or is a file that `gguf` reads.
         device: where the model is made.
         dtype: of the model; None: the weights', or float32 for float16 weights on the CPU, which has no kernels for it.
 
@@ -83,6 +85,12 @@ def load(
         MemoryError: if the model does not fit into the device's memory.
     """
     folder = Path(folder)
+    if folder.is_file() and folder.suffix == ".gguf":
+        from pygpt.models import gguf
+
+        if not issubclass(GPT, kind):
+            raise ValueError(f"{folder} is a GGUF file, which pygpt.GPT reads, not {kind.__name__}")
+        return gguf.load(folder, device, dtype)  # type: ignore[return-value]
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {str(folder)!r}; models are loaded from local folders only, nothing is downloaded"

@@ -59,6 +59,20 @@ def their_activation(ours: str) -> str:
     return next(theirs for theirs, mine in ACTIVATIONS.items() if mine == ours)
 
 
+def is_plain(config: Any) -> bool:
+    """Whether a model has nothing that GPT-2, BERT and BART have not: gates, rotary positions, other norms, biases."""
+    return (
+        config.activation in ACTIVATIONS.values()
+        and config.norm_type == "layer"
+        and config.bias
+        and not config.qk_norm
+        and config.positions == "learned"
+        and config.num_kv_heads == config.num_heads
+        and config.num_heads * config.head_dim == config.embedding_dim
+        and all(window is None for window in config.attention_windows)
+    )
+
+
 def attention_rows(attention: Any, leaf: str) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of ``qkv.weight`` or ``qkv.bias`` that are the queries', the keys' and the values'."""
     heads, kv_heads = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim

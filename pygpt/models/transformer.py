@@ -15,7 +15,7 @@ from pygpt.models.block import Stack
 from pygpt.models.config import TransformerConfig
 from pygpt.models.memory import check_fits
 from pygpt.models.session import Session
-from pygpt.nn import Embedding, LayerNorm, Linear
+from pygpt.nn import Embedding, LayerNorm, Linear, RMSNorm
 
 Model = TypeVar("Model", bound="Transformer")
 
@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         """Draw the initial weights from torch's default generator: normal, of ``config.init_std``, and no biases."""
         std = self.config.init_std
         for module in self.modules():
-            if isinstance(module, LayerNorm):
+            if isinstance(module, LayerNorm | RMSNorm):
                 module.reset_parameters()
             elif isinstance(module, Embedding):
                 nn.init.normal_(module.weight, std=std)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from pygpt import ops
 from pygpt.nn.linear import Linear
+from pygpt.nn.rms_norm import RMSNorm
+from pygpt.nn.rotary import rotate
 
 
 class Cache(Protocol):
@@ -30,6 +32,8 @@ class MultiHeadAttention(nn.Module):
         head_dim: size of a head; None: ``width / num_heads``.
         bias: whether the projections have biases.
         dropout: probability with which each attention weight is dropped in training.
+        qk_norm_eps: normalise each head of queries and keys by its root mean square, with this added to it (Henry et
+            al., "Query-Key Normalization", 2020; Qwen3); None: do not.
         device: where the parameters are made.
         dtype: of the parameters.
 
@@ -50,6 +54,7 @@ class MultiHeadAttention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
+        qk_norm_eps: float | None = None,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -67,6 +72,11 @@ class MultiHeadAttention(nn.Module):
         rows = (num_heads + 2 * num_kv_heads) * self.head_dim
         self.qkv = Linear(width, rows, bias, device=device, dtype=dtype)
         self.out = Linear(num_heads * self.head_dim, width, bias, device=device, dtype=dtype)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if qk_norm_eps is not None:
+            self.q_norm = RMSNorm(self.head_dim, qk_norm_eps, device=device, dtype=dtype)
+            self.k_norm = RMSNorm(self.head_dim, qk_norm_eps, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -74,6 +84,7 @@ class MultiHeadAttention(nn.Module):
         context: Tensor | tuple[Tensor, Tensor] | None = None,
         *,
         cache: Cache | None = None,
+        rotation: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """Attend from ``x``.
@@ -82,6 +93,7 @@ class MultiHeadAttention(nn.Module):
             x: (batch, q_time, width).
             context: (batch, k_time, width): attend to this, or to what `keys_values` made of it. None: to ``x`` itself.
             cache: keeps the keys and values of ``x`` (or the context), and gives those that came before.
+            rotation: turns queries and keys, as `pygpt.nn.rotary.rotate` takes it.
             options: of `pygpt.ops.attention`, such as ``causal=True``; ``dropout`` stands in the module.
 
         Returns:
@@ -91,6 +103,10 @@ class MultiHeadAttention(nn.Module):
             ValueError: if a shape or an option does not fit.
         """
         q, k, v = self._project(x, context)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
         attended = ops.attention(q, k, v, dropout=self.dropout if self.training else 0.0, **options)

@@ -266,6 +266,7 @@ class BPETokenizer(Tokenizer):
     Args:
         backend: the ``tokenizers`` library's object that encodes.
         origin: what messages call it.
+        partial: take a vocabulary that lacks some bytes; texts that have them are refused.
 
     Raises: ValueError if the backend is no byte-level BPE as GPT-2's is.
 
@@ -274,17 +275,18 @@ class BPETokenizer(Tokenizer):
 
     kind = "byte-level BPE"
 
-    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "backend") -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "backend", partial: bool = False) -> None:
         self._backend = backend
         backend.no_padding()
         backend.no_truncation()
         self._description: dict[str, Any] = json.loads(backend.to_str())
         self._special = {int(t["id"]): str(t["content"]) for t in self._description["added_tokens"]}
-        _check_byte_level(self._description, set(self._special.values()), origin)
+        _check_byte_level(self._description, set(self._special.values()), origin, partial)
         ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError(f"{origin}: the {len(ids)} token ids are not 0 to {len(ids) - 1}, each once")
         values = _byte_values()
+        self._lacking = bytes(value for character, value in values.items() if character not in ids)
         self._bytes = [b""] * len(ids)
         for content, token in ids.items():
             special = token in self._special
@@ -333,6 +335,9 @@ class BPETokenizer(Tokenizer):
         """Encode several texts in parallel. Raises: as :meth:`encode`."""
         for text in texts:
             self._check_text(text)
+            lacking = set(self._lacking).intersection(text.encode()) if self._lacking else None
+            if lacking:
+                raise ValueError(f"the vocabulary has no token for the byte 0x{min(lacking):02x} of {text[:40]!r}")
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def token_bytes(self, token: int) -> bytes:
@@ -405,6 +410,25 @@ def _empty_backend(model: BPE) -> tokenizers.Tokenizer:
     return backend
 
 
+def byte_level_bpe(
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: Sequence[str], single_digits: bool = False
+) -> tokenizers.Tokenizer:
+    """A backend for `BPETokenizer`.
+
+    Args:
+        vocab: ids of all tokens, bytes written as GPT-2 writes them.
+        merges: pairs of tokens, the first merged first.
+        special: tokens of ``vocab`` that stand for themselves.
+        single_digits: whether every digit is a token of its own, as in SmolLM and StarCoder.
+    """
+    backend = _empty_backend(BPE(vocab=vocab, merges=list(merges)))
+    if single_digits:
+        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    backend.add_special_tokens(list(special))
+    return backend
+
+
 def _read_tokenizers_json(path: Path, content: dict[str, Any]) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -435,10 +459,13 @@ def _byte_values() -> dict[str, int]:
     return {chr(byte): byte for byte in printing} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-def _check_byte_level(description: dict[str, Any], special: set[str], origin: str) -> None:
+def _check_byte_level(description: dict[str, Any], special: set[str], origin: str, partial: bool) -> None:
     """Refuse tokenizers whose texts would not survive, or whose ids would differ from their makers'."""
     model = description["model"]
     pre_tokenizer = description["pre_tokenizer"] or {}
+    steps = pre_tokenizer.get("pretokenizers", [])
+    if [step["type"] for step in steps] == ["Digits", "ByteLevel"]:  # splits more than GPT-2 does, and joins nothing
+        pre_tokenizer = steps[1]
     byte_level = pre_tokenizer.get("type") == "ByteLevel" and pre_tokenizer.get("use_regex", True)
     if model["type"] != "BPE" or not byte_level or pre_tokenizer["add_prefix_space"] or description["normalizer"]:
         raise ValueError(
@@ -452,7 +479,7 @@ def _check_byte_level(description: dict[str, Any], special: set[str], origin: st
         raise ValueError(f"{origin} sets {', '.join(set_options)}, which byte-level BPE has not")
     vocab = set(model["vocab"]) - special
     missing = _byte_values().keys() - vocab
-    if missing:
+    if missing and not partial:
         raise ValueError(f"{origin} has no tokens for {len(missing)} of the 256 bytes, so it cannot encode every text")
     stripping = [token["content"] for token in description["added_tokens"] if token["lstrip"] or token["rstrip"]]
     if stripping:

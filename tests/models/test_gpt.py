@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pygpt import GPT, GPTConfig
-from pygpt.models.gpt import sinusoids
+from pygpt.models.sequence import sinusoids
 from tests.models.plain import plain_logits
 from tests.models.test_config import small
 from tests.support import assert_accurate, assert_near, assert_same_bits, random_generator, threads

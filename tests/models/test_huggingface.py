@@ -191,7 +191,7 @@ def test_what_gpt2_cannot_be_is_saved_as_our_own(tmp_path, changes):
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"activation_function": "silu"}, "activation_function is 'silu'; pygpt computes with gelu_new"),
-        ({"model_type": "llama"}, "model of type 'llama'"),
+        ({"model_type": "mamba"}, "model of type 'mamba'; GPT reads gpt2, llama, pygpt"),
         ({"n_layer": 3}, "no weights for h.2.attn.c_attn.bias, .* more"),
         ({"n_layer": 1}, "holds h.1.*no part of the model"),
         ({"n_inner": 63}, r"has shape .* describes has .*63"),

