@@ -6,6 +6,7 @@ import torch
 
 from pygpt.machine import peak_arithmetic
 from pygpt.models import GPTConfig
+from pygpt.models.config import GATED
 
 
 def flops_per_token(config: GPTConfig) -> float:
@@ -19,7 +20,8 @@ def flops_per_token(config: GPTConfig) -> float:
     """
     heads = config.num_heads * config.head_dim
     kv_heads = config.num_kv_heads * config.head_dim
-    block = config.embedding_dim * (2 * heads + 2 * kv_heads) + 2 * config.embedding_dim * config.hidden_dim
+    matrices = 3 if config.activation in GATED else 2
+    block = config.embedding_dim * (2 * heads + 2 * kv_heads) + matrices * config.embedding_dim * config.hidden_dim
     weights = config.num_layers * block + config.embedding_dim * config.vocab_size
     seen = sum(_average_keys(config.context_length, config.window(layer)) for layer in range(config.num_layers))
     return 3 * (2 * weights + 4 * heads * seen)
