@@ -18,8 +18,8 @@ from tests.models.plain import plain_logits
 SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/shakespeare.txt"
 
 
-def losses_of_both(config: TrainConfig, folder: Path) -> list[tuple[float, float]]:
-    """The losses of each step, ours and plain PyTorch's, from the same initial weights on the same batches."""
+def losses_of_both(config: TrainConfig, folder: Path, steps: int) -> list[tuple[float, float]]:
+    """The losses of the first steps, ours and plain PyTorch's, from the same initial weights on the same batches."""
     create(folder, config, progress=False)
     tokens = TokenFile(folder / "data")
     torch.manual_seed(config.seed)
@@ -37,7 +37,7 @@ def losses_of_both(config: TrainConfig, folder: Path) -> list[tuple[float, float
     optimizer = torch.optim.AdamW(groups, betas=betas)
     schedule = config.learning_rate()
     losses = []
-    for step, (ids, targets) in enumerate(itertools.islice(batches(), config.steps)):
+    for step, (ids, targets) in enumerate(itertools.islice(batches(), steps)):
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
         loss = F.cross_entropy(plain_logits(model, plain, ids).flatten(0, 1), targets.flatten())
@@ -64,12 +64,17 @@ def test_a_small_gpt_follows_plain_pytorch(tmp_path: Path) -> None:
     config = TrainConfig(
         data=(str(text),), tokenizer="char", layers=2, heads=3, width=48, context=33, batch_size=5, steps=30, lr=4e-3
     )
-    assert_follows(losses_of_both(config, tmp_path / "run"))
+    assert_follows(losses_of_both(config, tmp_path / "run", config.steps))
 
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="shared/data/shakespeare.txt is not beside the project")
 def test_a_gpt_on_shakespeare_follows_plain_pytorch(tmp_path: Path) -> None:
-    """6 layers, 6 heads, 384 wide, context 256, characters, 100 steps in fp32."""
-    config = TrainConfig(data=(str(SHAKESPEARE),), tokenizer="char", steps=100)
-    assert_follows(losses_of_both(config, tmp_path / "run"))
+    """6 layers, 6 heads, 384 wide, context 256, characters: the first 100 of 2000 steps, which are the warm-up.
+
+    AdamW's first steps have the size of the learning rate whatever the gradient's, so at a high rate a difference in
+    the last bit grows by a factor with each step, between two runs of PyTorch as well: a training of 100 steps, whose
+    warm-up is 5, tells the rounding apart from nothing else.
+    """
+    config = TrainConfig(data=(str(SHAKESPEARE),), tokenizer="char", steps=2000)
+    assert_follows(losses_of_both(config, tmp_path / "run", 100))
