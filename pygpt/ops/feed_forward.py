@@ -34,7 +34,7 @@ def feed_forward(
         w_out: (out, hidden), the dtype of ``w_in``.
         b_out: (out,), the dtype of ``x`` or float32, or None.
         activation: ``"gelu"``, ``"gelu_tanh"``, ``"relu"`` or None, as in `linear`.
-        packed_w_in: what `pack_linear` made of ``w_in`` in the dtype of ``x``, or None.
+        packed_w_in: what `pack_linear` made of ``w_in`` in the dtype of ``x``, on the CPU, or None.
         packed_w_out: the same of ``w_out``.
 
     Returns:

@@ -34,7 +34,7 @@ def linear(
         residual: (..., out), the dtype of the result, or None.
         out_dtype: the dtype of the result, that of ``x`` or float32; by default that of ``residual``, else of ``x``.
         packed_weight: what `pack_linear` made of ``weight`` in the dtype of ``x``, or None. The result has the same
-            bits with it. The weight must not have changed since.
+            bits with it. The weight must not have changed since. Packed weights are for the CPU.
 
     Returns:
         (..., out).

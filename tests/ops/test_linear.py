@@ -70,7 +70,9 @@ def peers(generator, activation, tensors, grad):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("rows, inputs, outputs", [(1, 9, 40), (5, 8, 40), (37, 67, 33), (40, 1100, 48), (30, 130, 96)])
+@pytest.mark.parametrize(
+    "rows, inputs, outputs", [(1, 9, 40), (5, 8, 40), (37, 67, 33), (40, 1100, 48), (30, 130, 96), (1300, 6, 9)]
+)
 def test_forward_and_gradients_match_the_reference(implementation, generator, rows, inputs, outputs, activation):
     for dtype in dtypes_of(implementation):
         x, weight = normal(generator, rows, inputs, dtype=dtype), normal(generator, outputs, inputs, dtype=dtype)
@@ -100,6 +102,7 @@ def test_forward_and_gradients_match_the_reference(implementation, generator, ro
 @example(shape=[0], inputs=3, outputs=5, activation=None, with_bias=True, with_residual=True)
 @example(shape=[], inputs=17, outputs=1, activation=None, with_bias=False, with_residual=False)
 @example(shape=[2, 15], inputs=33, outputs=65, activation="relu", with_bias=False, with_residual=True)
+@example(shape=[1100], inputs=3, outputs=260, activation="relu", with_bias=True, with_residual=False)  # many tiles
 def test_any_shape(implementation, shape, inputs, outputs, activation, with_bias, with_residual):
     generator = random_generator()
     x, weight = normal(generator, *shape, inputs), normal(generator, outputs, inputs) * 0.2
