@@ -96,13 +96,12 @@ __global__ void __launch_bounds__(softmax_threads)
     const float g = grad_losses ? grad_losses[row] : counted->shared;
     const float per_sum = 1.0f / result.sum;
     const float scale = g * per_sum;
-    __syncthreads();  // thread 0 has read its target's logit
     for (std::int64_t start = 0; start < padded; start += softmax_threads * vector) {
         const std::int64_t column = start + threadIdx.x * vector;
         const std::int64_t left = vocabulary - column;
         Floats<vector> d = {};
         if (left > 0) d = load<aligned, vector>(static_cast<const float*>(x) + column, left);
-        __syncthreads();
+        __syncthreads();  // a round's logits are read, and by thread 0 its target's
         if (column >= padded) continue;
         for (int i = 0; i < vector; ++i) {
             const float weight = expf(d.value[i] - result.maximum);

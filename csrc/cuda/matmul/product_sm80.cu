@@ -20,9 +20,9 @@
 #include <initializer_list>
 
 #include "cuda/launch.h"
+#include "cuda/matmul/activation.cuh"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
-#include "cuda/tiles/activation.cuh"
 #include "cuda/tiles/fragments.cuh"
 #include "cuda/tiles/pack.cuh"
 #include "cuda/tiles/reduce.cuh"

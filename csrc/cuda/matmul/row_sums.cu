@@ -5,9 +5,9 @@
 // the groups' sums by a second kernel. So what is added to what depends on the number of rows alone, and the error
 // grows with its logarithm. The floor is reading grad_out and pre_activation once, and writing g once.
 #include "cuda/launch.h"
+#include "cuda/matmul/activation.cuh"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
-#include "cuda/tiles/activation.cuh"
 #include "cuda/tiles/pack.cuh"
 #include "cuda/tiles/reduce.cuh"
 

@@ -1,7 +1,7 @@
 // The activations and their derivatives, of one float32. The formulas are those of cpu/kernels/activation.h: one
 // exponential each, and no cancellation where the result is small.
-#ifndef PYGPT_CUDA_TILES_ACTIVATION_CUH
-#define PYGPT_CUDA_TILES_ACTIVATION_CUH
+#ifndef PYGPT_CUDA_MATMUL_ACTIVATION_CUH
+#define PYGPT_CUDA_MATMUL_ACTIVATION_CUH
 
 #include "ops/activation.h"
 
