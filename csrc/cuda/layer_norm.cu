@@ -194,6 +194,7 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_k
                 }
             });
         }
+        if (blockDim.x > warp_lanes) __syncthreads();  // the last row's sums have been read
         sums = reduce_team(sums, shared, Sum{});
         if (!exists) continue;
         const float mean_g = __fmul_rn(sums.x, per_width);
@@ -235,11 +236,12 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_k
         first = false;
     }
     if (!a.partial) return;
+    int written = 0;
     const auto write = [&](float* out, const Part& own, int k) {
         const std::int64_t i = (std::int64_t{k} * blockDim.x + threadIdx.x) * T::vector;
         Part total = own;
         if (teams > 1) {
-            __syncthreads();  // the last pack's parts have been added
+            if (written++ > 0) __syncthreads();  // the last pack's parts have been added
 #pragma unroll
             for (int j = 0; j < T::vector; ++j) team_parts[j][threadIdx.y * blockDim.x + threadIdx.x] = own.value[j];
             __syncthreads();

@@ -50,14 +50,13 @@ struct Smallest {
 };
 
 // Over the blockDim.x threads that share threadIdx.y, whole warps; all threads of the block take part. `shared` holds
-// a value for each warp of the block.
+// a value for each warp of the block; who uses it again puts a barrier in between.
 template <class T, class Combine>
 __device__ T reduce_team(T value, T* shared, Combine combine) {
     value = reduce_warp(value, combine);
     const int warps = static_cast<int>(blockDim.x) / warp_lanes;
     if (warps == 1) return value;
     T* team = shared + static_cast<int>(threadIdx.y) * warps;
-    __syncthreads();  // `shared` may still be read for the last reduction
     if (threadIdx.x % warp_lanes == 0) team[threadIdx.x / warp_lanes] = value;
     __syncthreads();
     value = team[0];
