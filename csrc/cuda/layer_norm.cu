@@ -72,7 +72,7 @@ __device__ void each_pack(std::int64_t width, F f) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_forward_kernel(const Forward<T> a) {
+__global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_forward_kernel(const Forward<T> a) {
     using Part = Floats<T::vector>;
     __shared__ float shared[max_warps];
     __shared__ float2 shared_pair[max_warps];
@@ -155,7 +155,7 @@ struct Backward {
 };
 
 template <class T>
-__global__ void __launch_bounds__(T::max_team* warp_lanes) layer_norm_backward_kernel(const Backward<T> a) {
+__global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_backward_kernel(const Backward<T> a) {
     using Part = Floats<T::vector>;
     __shared__ float2 shared[max_warps];
     __shared__ float team_parts[T::vector][backward_warps * warp_lanes];
