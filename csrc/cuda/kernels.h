@@ -6,6 +6,7 @@
 
 #include "ops/adamw.h"
 #include "ops/add.h"
+#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
@@ -21,6 +22,10 @@ namespace pygpt::cuda {
 [[gnu::weak]] void adamw_step(const adamw::Step& arguments);
 [[gnu::weak]] void add_forward(const add::Forward& arguments);
 [[gnu::weak]] void add_backward(const add::Backward& arguments);
+[[gnu::weak]] void attention_forward(const attention::Forward& arguments);
+[[gnu::weak]] void attention_weights(const attention::Weights& arguments);
+[[gnu::weak]] void attention_backward(const attention::Backward& arguments);
+[[gnu::weak]] void attention_bias_backward(const attention::BiasBackward& arguments);
 [[gnu::weak]] void cross_entropy_forward(const cross_entropy::Forward& arguments);
 [[gnu::weak]] void cross_entropy_backward(const cross_entropy::Backward& arguments);
 [[gnu::weak]] void dropout_forward(const dropout::Forward& arguments);

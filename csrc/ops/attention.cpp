@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 #include "ops/implementation.h"
 
@@ -13,24 +14,28 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::attention_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::attention_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::attention_forward<Isa::scalar>},
 };
 const Implementation<Weights> weights_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::attention_weights},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_weights<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_weights<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::attention_weights<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::attention_weights<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::attention_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::attention_backward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::attention_backward<Isa::scalar>},
 };
 const Implementation<BiasBackward> bias_backward_table[] = {
+    {"cuda_sm80", cuda::refuses<80>, cuda::attention_bias_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_bias_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_bias_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::attention_bias_backward<Isa::avx2>},

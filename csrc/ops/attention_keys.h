@@ -55,6 +55,14 @@ struct KeyRange {
         return {larger(place - before, sequence.keys.begin), smaller(place + after + 1, sequence.keys.end)};
     }
 
+    // The queries of the sequence that may see any of the keys, before any mask.
+    constexpr Span queries(const Sequence& sequence, Span keys) const {
+        const Span some{larger(keys.begin, sequence.keys.begin), smaller(keys.end, sequence.keys.end)};
+        if (some.empty()) return {sequence.queries.begin, sequence.queries.begin};
+        return {larger(some.begin - after - sequence.diagonal, sequence.queries.begin),
+                smaller(some.end + before - sequence.diagonal, sequence.queries.end)};
+    }
+
     // The position that dropout's random numbers are drawn for: the query's place, from its sequence's first key.
     constexpr std::int64_t position(const Sequence& sequence, std::int64_t query) const {
         return query + sequence.diagonal - sequence.keys.begin;
