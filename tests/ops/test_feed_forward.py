@@ -49,7 +49,7 @@ def peers(generator, activation, tensors, grad):
     """PyTorch's result and gradients, with rows, inputs and hidden values in several orders."""
 
     def in_some_order(x, w_in, b_in, w_out, b_out, activation):
-        hidden = torch.randperm(len(w_in), generator=generator, device="cpu")
+        hidden = torch.randperm(len(w_in), generator=generator)
         b_in = None if b_in is None else b_in[hidden]
 
         def rows(x, w_in):

@@ -52,7 +52,7 @@ def shuffled(function, generator):
 
     def inner(x, weight, *rest):
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        rows, inputs = (torch.randperm(n, generator=generator, device="cpu") for n in flat.shape)
+        rows, inputs = (torch.randperm(n, generator=generator) for n in flat.shape)
         out = function(flat[rows][:, inputs], weight[:, inputs], *rest)
         return out[rows.argsort()].view(*x.shape[:-1], -1 if out.numel() else out.shape[-1])
 

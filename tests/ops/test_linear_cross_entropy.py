@@ -13,7 +13,6 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
-    integers,
     least_accurate,
     normal,
     on_the_cpu,
@@ -34,8 +33,8 @@ def inputs(generator, rows, width, vocabulary, dtype=torch.float32):
     """hidden, weight, bias with logits of about 2, and targets of which about a quarter are ignored."""
     hidden = normal(generator, *rows, width, dtype=dtype)
     weight = normal(generator, vocabulary, width, dtype=dtype) * 2 * width**-0.5
-    targets = integers(generator, 0, vocabulary, *rows)
-    targets[integers(generator, 0, 4, *rows) == 0] = -100
+    targets = torch.randint(0, vocabulary, tuple(rows), generator=generator)
+    targets[torch.rand(tuple(rows), generator=generator) < 0.25] = -100
     return [hidden, weight, normal(generator, vocabulary, dtype=dtype)], targets
 
 
@@ -51,7 +50,7 @@ def peers(generator, targets, tensors, reduction, grad):
     """PyTorch's loss and gradients, with the width and the vocabulary in several orders."""
 
     def in_some_order(hidden, weight, targets, bias, reduction):
-        tokens, width = (torch.randperm(n, generator=generator, device="cpu").to(weight.device) for n in weight.shape)
+        tokens, width = (torch.randperm(n, generator=generator) for n in weight.shape)
         moved = torch.where(targets == -100, -100, tokens.argsort()[targets.clamp(min=0)])
         return torch_linear_cross_entropy(
             hidden[..., width], weight[tokens][:, width], moved, bias[tokens], reduction=reduction
