@@ -21,7 +21,6 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
-    integers,
     normal,
     on_the_cpu,
     random_generator,
@@ -155,13 +154,13 @@ def test_options(implementation, sizes, causal, window, softcap, scale, places, 
     heads = kv_heads * group
     options = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
     if places in ("key_lengths", "both"):
-        options["key_lengths"] = integers(generator, 0, k_time + 1, batch)
+        options["key_lengths"] = torch.randint(0, k_time + 1, (batch,), generator=generator)
     if places in ("query_start", "both"):
-        options["query_start"] = integers(generator, 0, k_time + 3, batch)
+        options["query_start"] = torch.randint(0, k_time + 3, (batch,), generator=generator)
     if extra == "mask":
-        options["mask"] = integers(generator, 0, 2, q_time, k_time).bool()
+        options["mask"] = torch.randint(0, 2, (q_time, k_time), generator=generator).bool()
     if extra == "mask by head":
-        options["mask"] = integers(generator, 0, 2, batch, heads, 1, 1).bool()
+        options["mask"] = torch.randint(0, 2, (batch, heads, 1, 1), generator=generator).bool()
     bias_shape = {
         "bias": (batch, heads, q_time, k_time),
         "float32 bias": (heads, q_time, k_time),
@@ -330,7 +329,7 @@ def test_nan_stays_in_its_sequence(implementation, generator):
 def test_weights(implementation, generator):
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 2, 67, 90, 4, 2, 16, dtype)
-        options = {"causal": True, "softcap": 5.0, "mask": integers(generator, 0, 3, 90) > 0}
+        options = {"causal": True, "softcap": 5.0, "mask": torch.randint(0, 3, (90,), generator=generator) > 0}
         out, weights, lse = ops.attention(q.requires_grad_(), k, v, return_weights=True, return_lse=True, **options)
         exact = reference.attention(*(x.detach().double() for x in (q, k, v)), return_weights=True, **options)[1]
         assert_same_bits(out, ops.attention(q, k, v, **options), "the output keeps its bits")
@@ -402,7 +401,7 @@ def test_operands_of_tensor_cores_have_no_bank_conflicts(implementation, generat
 
 def each_option(dtype):
     generator = random_generator()
-    mask = integers(generator, 0, 3, 2, 1, 3, 4) > 0
+    mask = torch.randint(0, 3, (2, 1, 3, 4), generator=generator) > 0
     yield {}
     yield {"causal": True, "window": 2}
     yield {"causal": "top_left"}
