@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import device as emulated
+from tests.emulator import device as emulated
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from device import Device
+
+from tests.emulator.device import Device
 
 # By bytes of an element: the register's type, and the suffix of ld and st.
 _REGISTER = {1: ("b16", "b8"), 2: ("b16", "b16"), 4: ("b32", "b32"), 8: ("b64", "b64")}

@@ -3,12 +3,13 @@
 import math
 import struct
 
-import exact
 import numpy as np
 import pytest
-from device import DeviceFault
-from exact import BF16, F16, F32, F64
-from ptx import execute
+
+from tests.emulator import exact
+from tests.emulator.device import DeviceFault
+from tests.emulator.exact import BF16, F16, F32, F64
+from tests.emulator.ptx import execute
 
 COUNT = 96
 

@@ -2,14 +2,15 @@
 
 import itertools
 
-import exact
 import numpy as np
 import pytest
-from device import DeviceFault
-from exact import BF16, F16, F32
-from ptx import kernel
 from test_alu import SUFFIX, extreme, integers, number
 from test_memory import ATOMIC
+
+from tests.emulator import exact
+from tests.emulator.device import DeviceFault
+from tests.emulator.exact import BF16, F16, F32
+from tests.emulator.ptx import kernel
 
 
 def run(device, body, args, *, preamble="", grid=1, cluster=1):

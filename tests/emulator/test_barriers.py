@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 import pytest
-from device import DeviceFault
-from ptx import kernel
+
+from tests.emulator.device import DeviceFault
+from tests.emulator.ptx import kernel
 
 BARRIER = ".shared .align 8 .b64 bar; .shared .align 8 .b64 second;"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device import BUILD
-from exact import BF16
+
+from tests.emulator.device import BUILD
+from tests.emulator.exact import BF16
 
 pytestmark = pytest.mark.nightly
 

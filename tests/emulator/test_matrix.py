@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from device import DeviceFault
-from exact import BF16, E4M3, E5M2, F16, TF32
-from ptx import execute, kernel
+
+from tests.emulator.device import DeviceFault
+from tests.emulator.exact import BF16, E4M3, E5M2, F16, TF32
+from tests.emulator.ptx import execute, kernel
 
 LANE = np.arange(32)
 GROUP, THREAD = LANE // 4, LANE % 4  # "groupID", "threadID_in_group"

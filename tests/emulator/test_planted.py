@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from device import DeviceFault
+
+from tests.emulator.device import DeviceFault
 
 
 @dataclass

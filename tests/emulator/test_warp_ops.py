@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from device import DeviceFault
-from ptx import execute
 from test_alu import integers, signed
+
+from tests.emulator.device import DeviceFault
+from tests.emulator.ptx import execute
 
 LANE = np.arange(32)
 
