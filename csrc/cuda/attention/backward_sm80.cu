@@ -113,7 +113,7 @@ struct RowsOwnShared {
 };
 
 template <class T>
-__global__ void __launch_bounds__(T::threads)
+__global__ void __launch_bounds__(T::threads, 1)
     attention_backward_queries_sm80(const __grid_constant__ QueryGradient<typename T::Storage> a) {
     using Storage = typename T::Storage;
     extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -128,9 +128,9 @@ __global__ void __launch_bounds__(T::threads)
     const int warp_row = static_cast<int>(threadIdx.x) / warp_lanes * fragment_rows;
 
     const TileKeys seen(p.keys, sequence, rows);
-    const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor, int base) {
+    const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor, int base, int begin) {
         load_tile<std::remove_reference_t<decltype(tile)>, T::threads, Storage>(
-            tile, tensor.in_chunks, p.D, seen.any.begin - base, seen.any.end - base,
+            tile, tensor.in_chunks, p.D, begin, seen.any.end - base,
             KeyVector<const Storage>{tensor.at(sequence.batch, sequence.keys.begin + base, work.kv_head), tensor.time});
         ptx::cp_async_commit();
     };
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(T::threads)
     load_rows_of(shared.q, p.q);
     load_rows_of(shared.grad_out, a.gradients.grad_out);
     if (!seen.any.empty()) {
-        load_keys(shared.k, p.k, first_tile);
-        load_keys(shared.v, p.v, first_tile);
+        load_keys(shared.k, p.k, first_tile, seen.any.begin - first_tile);
+        load_keys(shared.v, p.v, first_tile, seen.any.begin - first_tile);
     }
     for (int row = static_cast<int>(threadIdx.x); row < T::own; row += T::threads) {
         const int real = row < rows.count ? row : rows.count - 1;
@@ -153,7 +153,6 @@ __global__ void __launch_bounds__(T::threads)
         shared.facts[row] =
             with_statistics(facts_of(p, sequence, query, head), a.gradients.statistics_of(sequence.batch, head, query));
     }
-    const std::uint64_t dropout = dropout_key(p.scores, work.sequence);
 
     Accumulators<1, T::head_dim / block_columns> grad_q;
     clear(grad_q);
@@ -165,16 +164,19 @@ __global__ void __launch_bounds__(T::threads)
         multiply_rows(grad, shared.grad_out, warp_row, shared.v);
         __syncthreads();  // everyone is done with v
         const bool more = base + T::others < seen.any.end;
-        if (more) load_keys(shared.v, p.v, base + T::others);
+        if (more) load_keys(shared.v, p.v, base + T::others, 0);
         if (p.scores.drops) {
+            // The key is read for each tile: what philox makes of it alone would take registers all the time.
+            const std::uint64_t dropout = dropout_key(p.scores, work.sequence);
             const Kept<1, T::others / block_columns> kept(p.scores, dropout, shared.facts, warp_row, base);
             drop(grad, p.scores.kept, kept);
         }
+        const Keys all_seen{shared.facts[T::own - 1].begin, shared.facts[0].end};  // that of the last row there is
         finish_gradients<false, Storage>(p.scores, shared.facts, warp_row, base,
-                                         seen.all.begin <= base && seen.all.end >= base + T::others, true, x, grad);
+                                         all_seen.begin <= base && all_seen.end >= base + T::others, true, x, grad);
         multiply_weights(grad_q, grad, shared.k);
         __syncthreads();  // everyone is done with k
-        if (more) load_keys(shared.k, p.k, base + T::others);
+        if (more) load_keys(shared.k, p.k, base + T::others, 0);
     }
     ptx::cp_async_wait<0>();
     __syncthreads();  // without keys, q may still be on its way
@@ -202,6 +204,8 @@ struct KeysOwnShared {
     SharedTile<typename T::Storage, T::others, T::head_dim> q, grad_out;
     RowFacts facts[T::others];
     KeptTile<T::others> kept;
+    std::uint64_t dropout;  // the key
+    Sequence sequence;      // both here, since the sums leave few registers
 };
 
 // Two sums of (own, D) do not fit a warp's registers where D is large: a block then makes a part of their columns.
@@ -212,7 +216,7 @@ struct ColumnParts {
 };
 
 template <class T>
-__global__ void __launch_bounds__(T::threads)
+__global__ void __launch_bounds__(T::threads, 1)
     attention_backward_keys_sm80(const __grid_constant__ KeyGradients<typename T::Storage> a) {
     using Storage = typename T::Storage;
     using Parts = ColumnParts<T>;
@@ -222,22 +226,30 @@ __global__ void __launch_bounds__(T::threads)
     const Work work = a.tiling.work(blockIdx.x / Parts::count);
     const int first_column = static_cast<int>(blockIdx.x % Parts::count) * Parts::columns;
     if (work.none) return;
-    const Sequence sequence = p.keys.sequence(work.sequence);
+    if (threadIdx.x == 0) {
+        shared.dropout = dropout_key(p.scores, work.sequence);
+        shared.sequence = p.keys.sequence(work.sequence);
+    }
+    __syncthreads();
+    const Sequence& sequence = shared.sequence;
     const Rows all_rows{sequence, work.kv_head * p.group, p.group};
     const int base = static_cast<int>(work.tile) * T::own;
     const int warp_key = static_cast<int>(threadIdx.x) / warp_lanes * fragment_rows;
-    // Keys past a row's length have gradients too, of zero.
-    const std::int64_t last_key = p.keys.cu_seqlens ? sequence.keys.end : p.S;
-    const std::int64_t first_key = sequence.keys.begin + base;
+    const auto first_key = [&] { return sequence.keys.begin + base; };
 
-    const Span queries = p.keys.queries(sequence, {first_key, first_key + T::own});
-    const std::int64_t first_row = (queries.begin - sequence.queries.begin) * p.group / T::others * T::others;
-    const std::int64_t end_row = queries.empty() ? first_row : (queries.end - sequence.queries.begin) * p.group;
-    const int keys = static_cast<int>(sequence.keys.end - first_key < T::own ? sequence.keys.end - first_key : T::own);
+    const Span queries = p.keys.queries(sequence, {first_key(), first_key() + T::own});
+    const auto first_tile = static_cast<int>((queries.begin - sequence.queries.begin) * p.group / T::others);
+    const int end_tile =
+        queries.empty()
+            ? first_tile
+            : static_cast<int>(divide_up((queries.end - sequence.queries.begin) * p.group, std::int64_t{T::others}));
+    const auto rows_of = [&](int tile) { return RowTile(all_rows, std::int64_t{tile} * T::others, T::others); };
     const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor) {
+        const std::int64_t left = sequence.keys.end - first_key();
+        const int keys = static_cast<int>(left < T::own ? left : T::own);
         load_tile<std::remove_reference_t<decltype(tile)>, T::threads, Storage>(
             tile, tensor.in_chunks, p.D, 0, keys,
-            KeyVector<const Storage>{tensor.at(sequence.batch, first_key, work.kv_head), tensor.time});
+            KeyVector<const Storage>{tensor.at(sequence.batch, first_key(), work.kv_head), tensor.time});
     };
     const auto load_rows_of = [&](auto& tile, const Vectors<const Storage>& tensor, const RowTile& rows) {
         load_tile<std::remove_reference_t<decltype(tile)>, T::threads, Storage>(
@@ -261,23 +273,21 @@ __global__ void __launch_bounds__(T::threads)
     Accumulators<1, Parts::columns / block_columns> grad_k, grad_v;
     clear(grad_k);
     clear(grad_v);
-    if (first_row < end_row) {
-        const RowTile rows(all_rows, first_row, T::others);
+    if (first_tile < end_tile) {
+        const RowTile rows = rows_of(first_tile);
         load_keys(shared.k, p.k);
         load_keys(shared.v, p.v);
         load_rows_of(shared.grad_out, a.gradients.grad_out, rows);
         load_rows_of(shared.q, p.q, rows);
         put_facts(rows, statistics_of(rows));
     }
-    const std::uint64_t dropout = dropout_key(p.scores, work.sequence);
-    for (std::int64_t row = first_row; row < end_row; row += T::others) {
-        const RowTile rows(all_rows, row, T::others);
-        const bool more = row + T::others < end_row;
-        const RowTile next(all_rows, more ? row + T::others : row, T::others);
+    for (int tile = first_tile; tile < end_tile; ++tile) {
+        const RowTile rows = rows_of(tile);
+        const bool more = tile + 1 < end_tile;
+        const RowTile next = rows_of(more ? tile + 1 : tile);
         ptx::cp_async_wait<0>();
         __syncthreads();  // q, grad_out and the facts are here
-        if (p.scores.drops) shared.kept.make(p.scores, dropout, shared.facts, base, T::threads);
-        const RowStatistics next_statistics = statistics_of(next);
+        if (p.scores.drops) shared.kept.make(p.scores, shared.dropout, shared.facts, base, T::threads);
         const TileKeys seen(p.keys, sequence, rows);
         Accumulators<1, T::others / block_columns> x, grad;
         multiply_rows(x, shared.k, warp_key, shared.q);
@@ -297,7 +307,7 @@ __global__ void __launch_bounds__(T::threads)
         __syncthreads();  // everyone is done with grad_out and the facts
         if (more) {
             load_rows_of(shared.grad_out, a.gradients.grad_out, next);
-            put_facts(next, next_statistics);
+            put_facts(next, statistics_of(next));
         }
         multiply_weights(grad_k, grad, shared.q, first_column);
         __syncthreads();  // everyone is done with q
@@ -308,12 +318,14 @@ __global__ void __launch_bounds__(T::threads)
     put_rows(shared.k, warp_key, first_column, grad_k, [&](int, int) { return p.scale; });
     put_rows(shared.v, warp_key, first_column, grad_v, [&](int, int) { return p.scores.drops ? p.scores.kept : 1.0f; });
     __syncwarp();
-    const std::int64_t left = last_key - first_key - warp_key;
+    // Keys past a row's length have gradients too, of zero.
+    const std::int64_t last_key = p.keys.cu_seqlens ? sequence.keys.end : p.S;
+    const std::int64_t left = last_key - first_key() - warp_key;
     const int count = static_cast<int>(left < fragment_rows ? left : fragment_rows);
     const auto store = [&](const auto& tile, const Vectors<Storage>& tensor) {
         store_rows<std::remove_cvref_t<decltype(tile)>, Storage>(
             tile, tensor.in_chunks, p.D, warp_key, count,
-            KeyVector<Storage>{tensor.at(sequence.batch, first_key, work.kv_head), tensor.time}, first_column,
+            KeyVector<Storage>{tensor.at(sequence.batch, first_key(), work.kv_head), tensor.time}, first_column,
             Parts::columns);
     };
     store(shared.k, a.grad_k);
@@ -339,7 +351,7 @@ union BiasShared {
 };
 
 template <class T>
-__global__ void __launch_bounds__(T::threads)
+__global__ void __launch_bounds__(T::threads, 1)
     attention_backward_bias_sm80(const __grid_constant__ BiasGradient<typename T::Storage> a) {
     using Storage = typename T::Storage;
     extern __shared__ __align__(128) unsigned char shared_bytes[];

@@ -29,10 +29,11 @@ struct ForwardShared {
     SharedTile<typename T::Storage, T::rows, T::head_dim> q;  // then out
     SharedTile<typename T::Storage, T::keys, T::head_dim> k, v;
     RowFacts facts[T::rows];
+    std::uint64_t dropout;  // the key; what philox makes of it alone would else take registers all the time
 };
 
 template <class T>
-__global__ void __launch_bounds__(T::threads)
+__global__ void __launch_bounds__(T::threads, 1)
     attention_forward_sm80(const __grid_constant__ ForwardArguments<typename T::Storage> a) {
     using Storage = typename T::Storage;
     extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -50,9 +51,10 @@ __global__ void __launch_bounds__(T::threads)
     const TileKeys seen(p.keys, sequence, rows);
     const Storage* const first_k = p.k.at(sequence.batch, sequence.keys.begin, work.kv_head);
     const Storage* const first_v = p.v.at(sequence.batch, sequence.keys.begin, work.kv_head);
-    const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor, const Storage* first, int base) {
+    const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor, const Storage* first, int base,
+                               int begin) {
         load_tile<std::remove_reference_t<decltype(tile)>, T::threads, Storage>(
-            tile, tensor.in_chunks, p.D, seen.any.begin - base, seen.any.end - base,
+            tile, tensor.in_chunks, p.D, begin - base, seen.any.end - base,
             KeyVector<const Storage>{first + base * tensor.time, tensor.time});
         ptx::cp_async_commit();
     };
@@ -60,12 +62,12 @@ __global__ void __launch_bounds__(T::threads)
     load_tile<decltype(shared.q), T::threads, Storage>(shared.q, p.q.in_chunks, p.D, 0, rows.count,
                                                        RowVector<const Storage>{p.q, sequence.batch, rows});
     ptx::cp_async_commit();
-    if (!seen.any.empty()) load_keys(shared.k, p.k, first_k, first_tile);
+    if (!seen.any.empty()) load_keys(shared.k, p.k, first_k, first_tile, seen.any.begin);
     for (int row = static_cast<int>(threadIdx.x); row < T::rows; row += T::threads) {
         const int real = row < rows.count ? row : rows.count - 1;
         shared.facts[row] = facts_of(p, sequence, rows.query_of(real), rows.head_of(real));
     }
-    const std::uint64_t dropout = dropout_key(p.scores, work.sequence);
+    if (threadIdx.x == 0) shared.dropout = dropout_key(p.scores, work.sequence);
 
     OnlineSoftmax<T::fragments> softmax;
     Accumulators<T::fragments, T::head_dim / block_columns> out;
@@ -73,17 +75,19 @@ __global__ void __launch_bounds__(T::threads)
     for (int base = first_tile; base < seen.any.end; base += T::keys) {
         ptx::cp_async_wait<0>();
         __syncthreads();  // k is here, and everyone is done with v
-        load_keys(shared.v, p.v, first_v, base);
+        load_keys(shared.v, p.v, first_v, base, shared.facts[0].begin);
         Accumulators<T::fragments, T::keys / block_columns> x;
         multiply_rows(x, shared.q, warp_row, shared.k);
         ptx::cp_async_wait<0>();
         __syncthreads();  // v is here, and everyone is done with k
-        if (base + T::keys < seen.any.end) load_keys(shared.k, p.k, first_k, base + T::keys);
+        if (base + T::keys < seen.any.end) load_keys(shared.k, p.k, first_k, base + T::keys, 0);
+        const Keys all_seen{shared.facts[T::rows - 1].begin, shared.facts[0].end};  // that of the last row there is
         finish_scores<Storage>(p.scores, shared.facts, warp_row, base,
-                               seen.all.begin <= base && seen.all.end >= base + T::keys, x);
+                               all_seen.begin <= base && all_seen.end >= base + T::keys, x);
         softmax.step(x, out);
         if (p.scores.drops) {
-            const Kept<T::fragments, T::keys / block_columns> kept(p.scores, dropout, shared.facts, warp_row, base);
+            const Kept<T::fragments, T::keys / block_columns> kept(p.scores, shared.dropout, shared.facts, warp_row,
+                                                                   base);
             drop(x, 1, kept);
         }
         multiply_weights(out, x, shared.v);
@@ -133,7 +137,7 @@ struct WeightsShared {
 
 // As the forward, but the weights are computed from lse and written, and zeros for all keys outside of the tiles.
 template <class T>
-__global__ void __launch_bounds__(T::threads)
+__global__ void __launch_bounds__(T::threads, 1)
     attention_weights_sm80(const __grid_constant__ WeightsArguments<typename T::Storage> a) {
     using Storage = typename T::Storage;
     extern __shared__ __align__(128) unsigned char shared_bytes[];

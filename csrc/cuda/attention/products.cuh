@@ -169,8 +169,11 @@ __device__ void multiply_weights(Accumulators<fragments, blocks>& sums, const Ac
                 for (int e = 0; e < 4; ++e) left[i][j][e] = weights[i][j][e];
             }
         }
+        static_assert(Right::swizzled == 8);
+        const unsigned char* even = right.bytes + first_column * sizeof(float) + q * sizeof(float2);
+        const unsigned char* odd = right.bytes + first_column * sizeof(float) + (q ^ 2) * sizeof(float2);
 #pragma unroll 1
-        for (int step = 0; step < steps; step += 2) {
+        for (int step = 0; step < steps; step += 2, even += 16 * Right::row_bytes, odd += 16 * Right::row_bytes) {
             float a[fragments][2][16];
 #pragma unroll
             for (int i = 0; i < fragments; ++i) {
@@ -187,11 +190,13 @@ __device__ void multiply_weights(Accumulators<fragments, blocks>& sums, const Ac
 #pragma unroll
             for (int j = 0; j < blocks; ++j) {
                 float part[fragments][4] = {};
-                const int column = first_column + 8 * j + 2 * q;
 #pragma unroll
                 for (int k = 0; k < 16; ++k) {
-                    const float2 b = *reinterpret_cast<const float2*>(
-                        right.bytes + Right::offset(0, 8 * step + k, column / 4) + column % 4 * sizeof(float));
+                    // Of the chunk's number the lowest bit alone, q / 2, depends on the lane: the others are constant
+                    // in the swizzle, and two addresses serve all of the loads.
+                    const unsigned char* const at = k % 2 ? odd : even;
+                    const float2 b =
+                        *reinterpret_cast<const float2*>(at + Right::offset(0, k, 2 * j) - k % 2 * chunk_bytes);
 #pragma unroll
                     for (int i = 0; i < fragments; ++i) {
 #pragma unroll

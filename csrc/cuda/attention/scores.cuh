@@ -202,14 +202,14 @@ __device__ inline int word_of(int key) {
 // Which of a lane's accumulators are kept, where rows are the accumulators' rows.
 template <int fragments, int blocks>
 struct Kept {
-    unsigned bits[fragments][2];  // of row g and row g + 8: bit 2 · block + column
+    unsigned bits[fragments][2] = {};  // of row g and row g + 8: bit 2 · block + column
 
     __device__ Kept(const ScoreOptions& o, std::uint64_t key, const RowFacts* facts, int own_first, int base) {
         const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
 #pragma unroll
         for (int i = 0; i < fragments; ++i) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
+#pragma unroll 1
+            for (int half = 0; half < 2; ++half) {  // one at a time: two take registers that there are not
                 const RowFacts& row = facts[own_first + 16 * i + 8 * half + lane / 4];
                 unsigned mine = 0;
 #pragma unroll 1
@@ -222,7 +222,8 @@ struct Kept {
                         mine |= (words >> sixteen & 1u) << (4 * sixteen + column);
                     }
                 }
-                bits[i][half] = mine;
+                bits[i][0] = bits[i][1];  // turns, as accumulators do
+                bits[i][1] = mine;
             }
         }
     }

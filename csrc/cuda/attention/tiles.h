@@ -2,7 +2,10 @@
 //
 // A block has tiles of its own (rows, or keys where gradients of keys are made) that stay, and walks over tiles of the
 // other kind. A warp owns 16 or 32 rows of the block's own tile. All fits the 99 KB of shared memory that a block has
-// on sm_86, sm_89 and sm_120, so that every device of the sm_80 path has the same tiles and the same bits.
+// on sm_86, sm_89 and sm_120, so that every device of the sm_80 path has the same tiles and the same bits. A lane's
+// accumulators take at most two thirds of the 255 registers that it may have, as addresses, statistics and options need
+// the rest: nothing spills (tests/test_machine_code.py). The kernels' bounds ask for one block on a multiprocessor, or
+// ptxas spills to fit more.
 #ifndef PYGPT_CUDA_ATTENTION_TILES_H
 #define PYGPT_CUDA_ATTENTION_TILES_H
 
@@ -35,7 +38,7 @@ struct ForwardSizes : Sizes<Storage, head_dim> {
     // Of a warp: two use what they load twice. float32 has no registers to spare.
     static constexpr int fragments = sizeof(Storage) == 2 && Base::row_bytes <= 256 ? 2 : 1;
     static constexpr int rows = Base::warps * fragments * fragment_rows;
-    static constexpr int keys = Base::row_bytes <= 512 ? 64 : 32;
+    static constexpr int keys = Base::row_bytes <= 128 ? 64 : 32;  // more scores have no registers beside out
 };
 
 // Two tiles of its own, two of the others.
@@ -43,14 +46,14 @@ template <class Storage, int head_dim>
 struct GradientSizes : Sizes<Storage, head_dim> {
     using Base = Sizes<Storage, head_dim>;
     static constexpr int own = Base::warps * fragment_rows;
-    static constexpr int others = Base::row_bytes <= 256 ? 64 : Base::row_bytes <= 512 ? 32 : 16;
+    static constexpr int others = head_dim > 128 ? 16 : sizeof(Storage) == 2 ? 64 : 32;
 };
 
 // The same where the block owns keys: it sums two gradients, which leave few registers for scores where D is large.
 template <class Storage, int head_dim>
 struct KeyGradientSizes : GradientSizes<Storage, head_dim> {
     using Base = GradientSizes<Storage, head_dim>;
-    static constexpr int others = head_dim <= 96 || Base::others < 32 ? Base::others : 32;
+    static constexpr int others = Base::row_bytes <= 192 ? 64 : Base::row_bytes <= 256 ? 32 : 16;
 };
 
 // Starts copies of the rows in [begin, end) of a tile, of which vector(r) is the first element in global memory; the
@@ -66,7 +69,7 @@ __device__ void load_tile(Tile& tile, bool in_chunks, int D, int begin, int end,
         // Keys lie at equal distances: one address then serves them all, where each would keep registers of its own.
         constexpr bool steps = Vector::equal_distances && threads % Tile::chunks == 0;
         const Storage* at = vector(steps ? first_row : begin) + (steps ? first_chunk * Tile::chunk_elements : 0);
-#pragma unroll
+#pragma unroll 1  // or the addresses of all pieces would be kept from tile to tile
         for (int first = 0; first < pieces; first += threads) {
             const int piece = first + static_cast<int>(threadIdx.x);
             const int row = steps ? first_row + first / Tile::chunks : piece / Tile::chunks;
