@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from test_alu import SUFFIX, extreme, integers, number
-from test_memory import ATOMIC
 
 from tests.emulator import exact
 from tests.emulator.device import DeviceFault
 from tests.emulator.exact import BF16, F16, F32
 from tests.emulator.ptx import kernel
+from tests.emulator.test_alu import SUFFIX, extreme, integers, number
+from tests.emulator.test_memory import ATOMIC
 
 
 def run(device, body, args, *, preamble="", grid=1, cluster=1):

@@ -5,11 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_alu import SUFFIX, integers, number, saturated
 
 from tests.emulator import exact
 from tests.emulator.exact import BF16, E4M3, E5M2, F16, F32, F64, TF32
 from tests.emulator.ptx import execute
+from tests.emulator.test_alu import SUFFIX, integers, number, saturated
 
 COUNT = 128
 FLOATS = ["f16", "bf16", "f32", "f64"]

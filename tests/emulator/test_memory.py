@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from test_alu import SUFFIX, integers, number
 
 from tests.emulator import exact
 from tests.emulator.device import DeviceFault
 from tests.emulator.exact import BF16, F16, F32
 from tests.emulator.ptx import execute, kernel
+from tests.emulator.test_alu import SUFFIX, integers, number
 
 ELEMENTS = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "b32": 4, "s32": 4, "f32": 4, "b64": 8, "u64": 8}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_matrix import Image, wgmma
 
 from tests.emulator.ptx import execute
+from tests.emulator.test_matrix import Image, wgmma
 
 RECORDED = np.load(Path(__file__).parent / "data" / "recorded.npz")
 ARCH = {"A100": 80, "H100": 90}

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from test_alu import integers, signed
 
 from tests.emulator.device import DeviceFault
 from tests.emulator.ptx import execute
+from tests.emulator.test_alu import integers, signed
 
 LANE = np.arange(32)
 
