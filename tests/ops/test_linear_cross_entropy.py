@@ -56,7 +56,7 @@ def peers(generator, targets, tensors, reduction, grad):
             hidden[..., width], weight[tokens][:, width], moved, bias[tokens], reduction=reduction
         )
 
-    functions = (torch_linear_cross_entropy, *[in_some_order] * 3)
+    functions = (torch_linear_cross_entropy, *[in_some_order] * 7)
     return [run(function, targets, tensors, reduction, grad) for function in functions]
 
 
