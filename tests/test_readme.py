@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from pygpt import GPT, GPTConfig
+from pygpt import GPT, Encoder, EncoderConfig, GPTConfig
 from pygpt.text import Document, make_tokenizer
+
+# What a snippet leaves to its reader.
+GIVEN = """import torch
+ids = source = targets = torch.arange(12).view(2, 6)
+lengths = source_lengths = torch.tensor([6, 4])
+"""
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
 def test_the_tour_runs(tmp_path: Path) -> None:
-    text = "Once upon a time there was a cat, and the cat sat on a mat.\n" * 400
+    text = "\n\n\n".join(["Once upon a time there was a cat. The cat sat on a mat.\n" * 5] * 100)
     (tmp_path / "my_texts").mkdir()
     (tmp_path / "my_texts" / "cat.txt").write_text(text)
     tokenizer = make_tokenizer("bpe", [Document("cat", text)], 270, progress=False)
@@ -26,12 +32,22 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     GPT(shape).save_pretrained(tmp_path / "path/to/gpt2")
     tokenizer.save(tmp_path / "path/to/gpt2")
 
+    sizes = {"num_layers": 1, "num_heads": 2, "embedding_dim": 16}
+    encoder = Encoder(EncoderConfig(vocab_size=30, context_length=32, **sizes))
+    encoder.save_pretrained(tmp_path / "path/to/all-MiniLM-L6-v2")
+
     tour = README.read_text().partition("## A short tour")[2].partition("\n## ")[0]
     blocks = re.findall(r"```(sh|python)\n(.*?)```", tour, flags=re.DOTALL)
-    assert [language for language, _ in blocks] == ["sh", "python", "python", "sh"]
+    blocks = [(language, code) for language, code in blocks if "pip install" not in code]  # which downloads
+    assert [language for language, _ in blocks] == ["sh", "sh", "python", "python", "python", "sh"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for language, code in blocks:
-        short = code.replace("--steps 2000", "--steps 2 --layers 1 --vocab-size 270")
+        short = code.replace(" --steps 2000", "")
+        short = short.replace(
+            "pygpt train", "pygpt train --steps 2 --layers 1 --width 48 --batch-size 2 --vocab-size 270"
+        )
+        if "Encoder.from_pretrained" in code:
+            short = GIVEN + short
         command = ["bash", "-euo", "pipefail", "-c", short] if language == "sh" else [sys.executable, "-c", short]
         done = subprocess.run(
             command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
