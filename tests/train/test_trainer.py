@@ -237,8 +237,8 @@ def test_a_half_done_step_is_finished_with_its_own_batches(tmp_path: Path) -> No
     trainer = make_trainer(tmp_path, steps=2)
     forward_backward = trainer._forward_backward
 
-    def stop_after_one(ids: Tensor, targets: Tensor, weight: float) -> None:
-        forward_backward(ids, targets, weight)
+    def stop_after_one(batch: tuple[Tensor, ...], weight: float) -> None:
+        forward_backward(batch, weight)
         trainer.stop_requested = True
 
     trainer._forward_backward = stop_after_one  # type: ignore[method-assign]
