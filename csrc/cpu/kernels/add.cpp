@@ -30,9 +30,10 @@ void add_forward<this_isa>(const add::Forward& a) {
             for (std::int64_t part = first_part; part < std::min(first_part + parts, a.repeats); ++part) {
                 const Storage* x = row_of<Storage>(a.x, part, a.width) + first;
                 Storage* out = row_of<Storage>(a.out, part, a.width) + first;
-                each_vector<V>(count, [&](std::int64_t i, std::int64_t lanes) {
-                    (V::load(x + i, lanes) + V::load(y + i, lanes)).store(out + i, lanes);
-                });
+                map_row<V>(
+                    count,
+                    [&](std::int64_t i, std::int64_t lanes) { return V::load(x + i, lanes) + V::load(y + i, lanes); },
+                    [&](std::int64_t i, std::int64_t lanes, V sum) { sum.store(out + i, lanes); });
             }
         });
     });

@@ -93,9 +93,10 @@ void backward_typed(const cross_entropy::Backward& a) {
         const V shift = V::broadcast(maximum[row]);
         const V per_sum = V::broadcast(Number(1) / sum[row]);
         const V scale = V::broadcast(grad) * per_sum;
-        each_vector<V>(a.vocabulary, [&](std::int64_t i, std::int64_t lanes) {
-            (exp(V::load(logits + i, lanes) - shift) * scale).store(grad_logits + i, lanes);
-        });
+        map_row<V>(
+            a.vocabulary,
+            [&](std::int64_t i, std::int64_t lanes) { return exp(V::load(logits + i, lanes) - shift) * scale; },
+            [&](std::int64_t i, std::int64_t lanes, V gradient) { gradient.store(grad_logits + i, lanes); });
         const V predicted = exp(V::broadcast(read(logits + target)) - shift) * per_sum;
         ((predicted - V::broadcast(Number(1))) * V::broadcast(grad)).store(grad_logits + target, 1);
     });

@@ -35,11 +35,14 @@ void sort_positions(const std::int64_t* ids, std::int64_t rows, std::int64_t voc
 
 // Copies a row, and begins to fetch the next: rows lie anywhere in a table that is larger than the cache.
 void copy_row(const char* from, const char* next, std::int64_t bytes, char* to) {
-    constexpr std::int64_t line = 64;
+    struct Lines {
+        char bytes[4][64];
+    };
+    constexpr auto lines = static_cast<std::int64_t>(sizeof(Lines));
     std::int64_t i = 0;
-    for (; i + line <= bytes; i += line) {
-        __builtin_prefetch(next + i);
-        std::memcpy(to + i, from + i, line);
+    for (; i + lines <= bytes; i += lines) {
+        for (std::int64_t line = 0; line < lines; line += 64) __builtin_prefetch(next + i + line);
+        std::memcpy(to + i, from + i, lines);
     }
     std::memcpy(to + i, from + i, static_cast<std::size_t>(bytes - i));
 }

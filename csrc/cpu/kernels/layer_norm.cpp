@@ -39,9 +39,12 @@ void forward_rows(const layer_norm::Forward& a, std::int64_t first_row, std::int
         if (a.residual) {
             const Storage* residual = row_of<Storage>(*a.residual, row, width);
             Storage* sum = row_of<Storage>(*a.sum, row, width);
-            each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
-                (V::load(x + i, count) + V::load(residual + i, count)).store(sum + i, count);
-            });
+            map_row<V>(
+                width,
+                [&](std::int64_t i, std::int64_t count) {
+                    return V::load(x + i, count) + V::load(residual + i, count);
+                },
+                [&](std::int64_t i, std::int64_t count, V v) { v.store(sum + i, count); });
             x = sum;
         }
         // The first mean may be off by a rounding of the sum; the second pass over the row mends it.
@@ -61,11 +64,14 @@ void forward_rows(const layer_norm::Forward& a, std::int64_t first_row, std::int
         const Number rstd = Number(1) / std::sqrt(variance + static_cast<Number>(a.eps));
         const V rstd_v = V::broadcast(rstd);
         Storage* out = row_of<Storage>(a.out, row, width);
-        each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
-            const V normalised = (V::load(x + i, count) - mean_v) * rstd_v;
-            const V shift = bias ? V::load(bias + i, count) : V::zero();
-            fma(normalised, V::load(weight + i, count), shift).store(out + i, count);
-        });
+        map_row<V>(
+            width,
+            [&](std::int64_t i, std::int64_t count) {
+                const V normalised = (V::load(x + i, count) - mean_v) * rstd_v;
+                const V shift = bias ? V::load(bias + i, count) : V::zero();
+                return fma(normalised, V::load(weight + i, count), shift);
+            },
+            [&](std::int64_t i, std::int64_t count, V y) { y.store(out + i, count); });
         if (a.mean) static_cast<Number*>(a.mean->data)[row] = mean;
         if (a.rstd) static_cast<Number*>(a.rstd->data)[row] = rstd;
     }
@@ -99,15 +105,24 @@ void backward_rows(const layer_norm::Backward& a, std::int64_t first_row, std::i
         const V mean_gn = V::broadcast(reduce_add(sums.second)) * per_width;
         Storage* grad_x = row_of<Storage>(a.grad_x, row, width);
         const Storage* grad_sum = a.grad_sum ? row_of<Storage>(*a.grad_sum, row, width) : nullptr;
-        each_vector<V>(width, [&](std::int64_t i, std::int64_t count) {
-            const V n = normalised(i, count);
-            const V g = V::load(grad_out + i, count);
-            const V inner = g * V::load(weight + i, count) - mean_g - n * mean_gn;
-            const V added = grad_sum ? V::load(grad_sum + i, count) : V::zero();
-            fma(inner, rstd, added).store(grad_x + i, count);
-            fma(g, n, V::load(grad_weight + i, count)).store(grad_weight + i, count);
-            (V::load(grad_bias + i, count) + g).store(grad_bias + i, count);
-        });
+        struct Gradients {
+            V x, weight, bias;
+        };
+        map_row<V>(
+            width,
+            [&](std::int64_t i, std::int64_t count) {
+                const V n = normalised(i, count);
+                const V g = V::load(grad_out + i, count);
+                const V inner = g * V::load(weight + i, count) - mean_g - n * mean_gn;
+                const V added = grad_sum ? V::load(grad_sum + i, count) : V::zero();
+                return Gradients{fma(inner, rstd, added), fma(g, n, V::load(grad_weight + i, count)),
+                                 V::load(grad_bias + i, count) + g};
+            },
+            [&](std::int64_t i, std::int64_t count, const Gradients& gradients) {
+                gradients.x.store(grad_x + i, count);
+                gradients.weight.store(grad_weight + i, count);
+                gradients.bias.store(grad_bias + i, count);
+            });
     }
 }
 
