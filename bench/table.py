@@ -1,0 +1,63 @@
+"""The README's table of speed, made from a result of bench/compare.py.
+
+    python bench/table.py bench/results/NAME.json            prints it
+    python bench/table.py bench/results/NAME.json --readme   puts it into README.md, where its marks stand
+
+A cell is our median time and how many times as fast as PyTorch eager that is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # behind the installed pygpt
+from bench.compare import time_text  # noqa: E402
+from pygpt.cli import Parser  # noqa: E402
+
+COLUMNS = [(dtype, direction) for dtype in ("fp32", "bf16") for direction in ("forward", "forward + backward")]
+MARKED = re.compile(r"<!-- speed: (\S+) -->\n(.*)<!-- end of speed -->", re.DOTALL)
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """A line for each case; then where and with what it was measured."""
+    cells = {(r["name"], r["shape"], r["dtype"], r["direction"]): cell(r) for r in measured["results"]}
+    lines = ["| | fp32, forward | with backward | bf16, forward | with backward |", "| --- |" + " --- |" * len(COLUMNS)]
+    for name, shape in dict.fromkeys(key[:2] for key in cells):
+        line = [f"{name} {shape}", *(cells.get((name, shape, *column), "") for column in COLUMNS)]
+        lines.append(f"| {' | '.join(line)} |")
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {of}" for of, rate in measured["operations_per_second"].items())
+    where = f"{measured['processor']}, {measured['threads']} threads; its limits: {rates}, "
+    where += f"{measured['bytes_per_second'] / 1e9:.0f} GB/s. PyTorch {measured['torch']}, {measured['date']}, "
+    where += f"pygpt {measured['commit']}."
+    return "\n".join([*lines, "", where, ""])
+
+
+def cell(result: dict[str, Any]) -> str:
+    ratio = f"{result['ratio']:.2f}×"
+    return f"{time_text(result['seconds'])}, {f'**{ratio}**' if result['ratio'] >= 1 else ratio}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", type=Path, metavar="FILE.json", help="what compare.py --json wrote")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    arguments = parser.parse_args(argv)
+    table = markdown(json.loads(arguments.json.read_text(encoding="utf-8")))
+    if not arguments.readme:
+        print(table)
+        return 0
+    readme = ROOT / "README.md"
+    name = arguments.json.resolve().relative_to(ROOT).as_posix()
+    marked = f"<!-- speed: {name} -->\n{table}<!-- end of speed -->"
+    readme.write_text(MARKED.sub(lambda _: marked, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
