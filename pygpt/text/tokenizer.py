@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -43,9 +44,25 @@ class Tokenizer(ABC):
     def end_of_document(self) -> int | None:
         """The token that stands between documents, where there is one."""
 
+    @property
+    @abstractmethod
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that stand for what is no text, by the names that `encode` finds them under."""
+
+    @abstractmethod
+    def with_special(self, names: Iterable[str]) -> "Tokenizer":
+        """A tokenizer of the same ids, and of further special tokens after them: those that it has not yet, in order.
+
+        Raises: ValueError if a name is empty.
+        """
+
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode several texts, in parallel where that is faster. Raises: as :meth:`encode`."""
+
+    @abstractmethod
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts in which the names of special tokens are nothing special. Raises: as :meth:`encode`."""
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -116,6 +133,13 @@ class Tokenizer(ABC):
             f"no tokenizer in {str(folder)!r}: neither tokenizer.json nor vocab.json with merges.txt"
         )
 
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        """The names that are no special tokens yet, each once."""
+        missing = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        if "" in missing:
+            raise ValueError("a special token needs a name, but one is empty")
+        return missing
+
     def _check_text(self, text: str) -> None:
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
@@ -153,18 +177,55 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-class CharTokenizer(Tokenizer):
+class _PlainTokenizer(Tokenizer):
+    """What characters and bytes have in common: special tokens come last, and are found before all else."""
+
+    def __init__(self, special: Sequence[str], first: int) -> None:
+        self._special = {name: first + number for number, name in enumerate(special)}
+        self._special_bytes = [name.encode("utf-8") for name in special]
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """By their names."""
+        return dict(self._special)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts. Raises: as :meth:`encode`."""
+        if not self._special:
+            return self.encode_literally(texts)
+        names = "|".join(re.escape(name) for name in sorted(self._special, key=len, reverse=True))
+        encoded = []
+        for text in texts:
+            self._check_text(text)
+            parts = re.split(f"({names})", text)  # texts and names in turn
+            literal = self.encode_literally(parts[::2])
+            special = [[self._special[name]] for name in parts[1::2]] + [[]]
+            encoded.append([token for pair in zip(literal, special, strict=True) for part in pair for token in part])
+        return encoded
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write ``tokenizer.json`` into ``folder``. Raises: OSError, see ``pygpt.files``."""
+        content = {"pygpt_tokenizer": 1, "kind": self.kind, **self._content()}
+        atomic_write_json(Path(folder) / "tokenizer.json", content)
+
+    def _content(self) -> dict[str, Any]:
+        return {"special": list(self._special)} if self._special else {}
+
+
+class CharTokenizer(_PlainTokenizer):
     """One token per character, of a vocabulary in code point order, and one for the end of a document.
 
     Args:
         characters: the vocabulary, each character once.
+        special: names of further tokens.
 
-    Raises: ValueError if there is none, or one occurs twice.
+    Raises: ValueError if there is no character, or one occurs twice.
     """
 
     kind = "characters"
 
-    def __init__(self, characters: str) -> None:
+    def __init__(self, characters: str, special: Sequence[str] = ()) -> None:
+        super().__init__(special, len(characters) + 1)
         self._check_text(characters)
         self.characters = "".join(sorted(characters))
         self._ids = {character: index for index, character in enumerate(self.characters)}
@@ -173,7 +234,7 @@ class CharTokenizer(Tokenizer):
         if len(self._ids) != len(characters):
             repeated = next(c for c in self.characters if self.characters.count(c) > 1)
             raise ValueError(f"characters holds {repeated!r} more than once")
-        self._bytes = [character.encode("utf-8") for character in self.characters] + [b""]
+        self._bytes = [*(character.encode("utf-8") for character in self.characters), b"", *self._special_bytes]
 
     @classmethod
     def train(cls, documents: Iterable[Document]) -> "CharTokenizer":
@@ -188,16 +249,20 @@ class CharTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The number of characters, and one."""
+        """The number of characters, one, and the special tokens."""
         return len(self._bytes)
 
     @property
     def end_of_document(self) -> int:
-        """The last id. It has no text."""
+        """The id after the characters'. It has no text."""
         return len(self.characters)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode several texts. Raises: as :meth:`encode`."""
+    def with_special(self, names: Iterable[str]) -> "CharTokenizer":
+        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        return CharTokenizer(self.characters, [*self._special, *self._missing(names)])
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts as characters. Raises: as :meth:`encode`."""
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:
@@ -215,31 +280,38 @@ class CharTokenizer(Tokenizer):
         """Give a character's UTF-8 bytes. Raises: ValueError if the id is not in the vocabulary."""
         return self._bytes[self._check_token(token)]
 
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Write ``tokenizer.json`` into ``folder``. Raises: OSError, see ``pygpt.files``."""
-        _write_own(folder, self.kind, self._content())
-
     def _content(self) -> dict[str, Any]:
-        return {"characters": self.characters}
+        return {"characters": self.characters, **super()._content()}
 
 
-class ByteTokenizer(Tokenizer):
-    """One token per byte of UTF-8 (ids 0 to 255), and 256 for the end of a document, which has no text."""
+class ByteTokenizer(_PlainTokenizer):
+    """One token per byte of UTF-8 (ids 0 to 255), and 256 for the end of a document, which has no text.
+
+    Args:
+        special: names of further tokens.
+    """
 
     kind = "bytes"
 
+    def __init__(self, special: Sequence[str] = ()) -> None:
+        super().__init__(special, 257)
+
     @property
     def vocab_size(self) -> int:
-        """257."""
-        return 257
+        """257, and the special tokens."""
+        return 257 + len(self._special)
 
     @property
     def end_of_document(self) -> int:
         """256."""
         return 256
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode several texts. Raises: as :meth:`encode`."""
+    def with_special(self, names: Iterable[str]) -> "ByteTokenizer":
+        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        return ByteTokenizer([*self._special, *self._missing(names)])
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts as bytes. Raises: as :meth:`encode`."""
         for text in texts:
             self._check_text(text)
         return [list(text.encode("utf-8")) for text in texts]
@@ -247,14 +319,9 @@ class ByteTokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         """Give the byte. Raises: ValueError if the id is not in the vocabulary."""
         token = self._check_token(token)
-        return bytes((token,)) if token < 256 else b""
-
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Write ``tokenizer.json`` into ``folder``. Raises: OSError, see ``pygpt.files``."""
-        _write_own(folder, self.kind, self._content())
-
-    def _content(self) -> dict[str, Any]:
-        return {}
+        if token < 256:
+            return bytes((token,))
+        return b"" if token == 256 else self._special_bytes[token - 257]
 
 
 class BPETokenizer(Tokenizer):
@@ -292,6 +359,8 @@ class BPETokenizer(Tokenizer):
             special = token in self._special
             self._bytes[token] = content.encode() if special else bytes(values[character] for character in content)
         self._end_of_document = ids.get(END_OF_TEXT)
+        self._literal: tokenizers.Tokenizer | None = None  # made when it is first needed
+        self._partial = partial
 
     @classmethod
     def train(cls, documents: Iterable[Document], vocab_size: int) -> "BPETokenizer":
@@ -331,14 +400,35 @@ class BPETokenizer(Tokenizer):
         """The id of ``<|endoftext|>``, where the vocabulary has it."""
         return self._end_of_document
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """By their names."""
+        return {name: token for token, name in sorted(self._special.items())}
+
+    def with_special(self, names: Iterable[str]) -> "BPETokenizer":
+        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens(self._missing(names))
+        return BPETokenizer(backend, partial=self._partial)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode several texts in parallel. Raises: as :meth:`encode`."""
+        return self._encode(self._backend, texts)
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts in parallel, without special tokens. Raises: as :meth:`encode`."""
+        if self._literal is None:
+            self._literal = tokenizers.Tokenizer.from_str(self._backend.to_str())
+            self._literal.encode_special_tokens = True
+        return self._encode(self._literal, texts)
+
+    def _encode(self, backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
             self._check_text(text)
             lacking = set(self._lacking).intersection(text.encode()) if self._lacking else None
             if lacking:
                 raise ValueError(f"the vocabulary has no token for the byte 0x{min(lacking):02x} of {text[:40]!r}")
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def token_bytes(self, token: int) -> bytes:
         """Give a token's bytes. Raises: ValueError if the id is not in the vocabulary."""
@@ -381,24 +471,22 @@ def make_tokenizer(
     raise ValueError(f"tokenizer must be 'characters', 'bytes', 'bpe' or a folder with a tokenizer, got {kind!r}")
 
 
-def _write_own(folder: str | PathLike[str], kind: str, content: dict[str, Any]) -> None:
-    atomic_write_json(Path(folder) / "tokenizer.json", {"pygpt_tokenizer": 1, "kind": kind, **content})
-
-
 def _read_own(path: Path, content: dict[str, Any]) -> Tokenizer:
     version = content["pygpt_tokenizer"]
     if version != 1:
         raise ValueError(f"{path} has version {version!r} of pygpt's tokenizer format; this pygpt reads version 1")
-    kind = content.get("kind")
+    kind, special = content.get("kind"), content.get("special", [])
+    if not isinstance(special, list) or not all(isinstance(name, str) and name for name in special):
+        raise ValueError(f"{path}: 'special' should be a list of names, but is {special!r}")
     if kind == ByteTokenizer.kind:
-        return ByteTokenizer()
+        return ByteTokenizer(special)
     if kind != CharTokenizer.kind:
         raise ValueError(f"{path} has a tokenizer of the unknown kind {kind!r}")
     characters = content.get("characters")
     if not isinstance(characters, str):
         raise ValueError(f"{path}: 'characters' should be a string, but is {characters!r}")
     try:
-        return CharTokenizer(characters)
+        return CharTokenizer(characters, special)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -360,3 +360,42 @@ def test_damaged_gpt2_files_are_named(gpt2_folder: Path, tmp_path: Path) -> None
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no tokenizer in '.*nowhere'"):
         Tokenizer.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_come_after_all_others(made: dict[str, Tokenizer], kind: str, tmp_path: Path) -> None:
+    plain = made[kind]
+    more = plain.with_special(["<|a|>", "<|ab|>", "<|a|>"]).with_special(["<|ab|>", "<|c|>"])
+    first = plain.vocab_size
+    assert more.vocab_size == first + 3 and plain.vocab_size == first
+    assert {name: more.special_tokens[name] - first for name in ("<|a|>", "<|ab|>", "<|c|>")} == {
+        "<|a|>": 0,
+        "<|ab|>": 1,
+        "<|c|>": 2,
+    }
+    parts = [plain.encode("abc"), [first + 1], plain.encode("a"), [first], [first + 2]]
+    assert more.encode("abc<|ab|>a<|a|><|c|>") == [token for part in parts for token in part]
+    assert more.decode([first, *plain.encode("abc")]) == "<|a|>abc"
+    more.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.fingerprint == more.fingerprint != plain.fingerprint
+    assert again.encode("<|c|>") == [first + 2]
+    assert more.with_special([]).fingerprint == more.fingerprint
+    with pytest.raises(ValueError, match="a special token needs a name"):
+        plain.with_special([""])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_names_of_special_tokens_in_a_text_are_text(made: dict[str, Tokenizer], kind: str) -> None:
+    more = made[kind].with_special(["<|a|>"])
+    text = "x <|a|> y<|endoftext|>"
+    (tokens,) = more.encode_literally([text])
+    assert not set(tokens) & set(more.special_tokens.values())
+    assert more.decode(tokens) == text
+    assert more.encode_literally(SAMPLES[:8]) == more.encode_batch(SAMPLES[:8])
+
+
+def test_special_tokens_of_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"pygpt_tokenizer": 1, "kind": "bytes", "special": "<|a|>"}')
+    with pytest.raises(ValueError, match="'special' should be a list of names"):
+        Tokenizer.load(tmp_path)
