@@ -63,15 +63,27 @@ class TrainConfig:
     layers: int | None = _option(int, None, "blocks (6 without a preset)", minimum=1)
     heads: int | None = _option(int, None, "attention heads (6 without a preset)", minimum=1)
     kv_heads: int | None = _option(int, None, "key and value heads, of which 'heads' is a multiple", minimum=1)
+    head_dim: int | None = _option(int, None, "size of a head (the width over the heads)", minimum=1)
     width: int | None = _option(int, None, "embedding width (384 without a preset)", minimum=1)
     hidden: int | None = _option(int, None, "width inside the feed-forward network (4 times the width)", minimum=1)
     context: int | None = _option(int, None, "tokens the model sees at once (256 without a preset)", minimum=1)
     dropout: float | None = _option(float, None, "dropout (0 without a preset)", minimum=0)
+    embedding_dropout: float | None = _option(float, None, "of the embeddings (as 'dropout')", minimum=0)
+    attention_dropout: float | None = _option(float, None, "of the attention weights (as 'dropout')", minimum=0)
+    residual_dropout: float | None = _option(float, None, "of what each half of a block adds (as 'dropout')", minimum=0)
     activation: str | None = _option(str, None, "gelu_tanh, gelu, relu, swiglu or geglu (gelu_tanh for a GPT)")
     positions: str | None = _option(str, None, "learned, sinusoidal, rope or none (learned for a GPT)")
+    rope_theta: float | None = _option(float, None, "base of rotary positions' angles (10000)", minimum=0, above=True)
+    attention_windows: tuple[str, ...] | None = _option(
+        tuple, None, "newest tokens that each layer sees, a number or 'all', from the start again after the last (all)"
+    )
     norm: str | None = _option(str, None, "layer norm pre or post the residual sum (pre without a preset)")
+    norm_type: str | None = _option(str, None, "layer or rms (layer without a preset)")
+    norm_eps: float | None = _option(float, None, "added to the variance in norms (1e-5 for a GPT)", minimum=0)
+    qk_norm: bool | None = _option(bool, None, "normalise each head of queries and keys")
     bias: bool | None = _option(bool, None, "biases in linear maps and layer norms (yes without a preset)")
     tie_head: bool | None = _option(bool, None, "use the token embedding as head (yes without a preset)")
+    init_std: float | None = _option(float, None, "standard deviation of the first weights (0.02 for a GPT)", minimum=0)
     checkpoint_blocks: bool = _option(bool, False, "recompute each block in the backward pass: slower, less memory")
 
     # Objective
@@ -134,7 +146,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             _check(option, getattr(self, option.name))
-        for name in ("beta1", "beta2", "validation", "dropout", "mask_rate", "label_smoothing"):
+        dropouts = ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout")
+        for name in ("beta1", "beta2", "validation", *dropouts, "mask_rate", "label_smoothing"):
             value = getattr(self, name)
             if value is not None and value >= 1:
                 raise ValueError(f"{name} must be below 1, not {value:g}")
@@ -145,6 +158,9 @@ class TrainConfig:
         for name in self.noise:
             if name not in NOISE:
                 raise ValueError(f"noise must be any of {', '.join(NOISE)}, not {name!r}")
+        for window in self.attention_windows or ():
+            if window != "all" and not (window.isdecimal() and int(window) > 0):
+                raise ValueError(f"attention_windows must be numbers of at least 1 or 'all', not {window!r}")
         self.learning_rate()  # checks what its parts must be to each other
 
     def learning_rate(self) -> Schedule:
@@ -207,7 +223,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
-            settings.update(nargs="+", metavar="PATH")
+            settings.update(nargs="+", metavar="PATH" if option.name == "data" else "NAME")
         elif option.metadata["choices"]:
             settings["choices"] = option.metadata["choices"]
         else:

@@ -41,10 +41,34 @@ from pygpt.train.trainer import Batches, Trainer, parameter_groups
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SAMPLE_TOKENS = 100
 
+# Settings of the model's shape -> its fields.
+SHAPE = {
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "width": "embedding_dim",
+    "hidden": "hidden_dim",
+    "context": "context_length",
+    "dropout": "dropout",
+    "embedding_dropout": "embedding_dropout",
+    "attention_dropout": "attention_dropout",
+    "residual_dropout": "residual_dropout",
+    "activation": "activation",
+    "positions": "positions",
+    "rope_theta": "rope_theta",
+    "norm": "norm",
+    "norm_type": "norm_type",
+    "norm_eps": "layer_norm_eps",
+    "qk_norm": "qk_norm",
+    "bias": "bias",
+    "tie_head": "tie_head",
+    "init_std": "init_std",
+}
+
 # What a checkpoint's bits depend on; a resumed run keeps it.
-FIXED = ("data", "tokenizer", "vocab_size", "validation", "preset", "layers", "heads", "kv_heads", "width", "hidden",
-         "context", "dropout", "activation", "positions", "norm", "bias", "tie_head", "seed", "separator", "objective",
-         "mask_rate", "whole_words", "noise")  # fmt: skip
+FIXED = ("data", "tokenizer", "vocab_size", "validation", "preset", *SHAPE, "attention_windows", "seed", "separator",
+         "objective", "mask_rate", "whole_words", "noise")  # fmt: skip
 
 
 def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> None:
@@ -223,22 +247,10 @@ def model_config(config: TrainConfig, vocab_size: int, **settings: Any) -> Any:
 
     Raises: ValueError naming the preset or the part of the shape that does not fit.
     """
-    shape = {
-        "num_layers": config.layers,
-        "num_heads": config.heads,
-        "num_kv_heads": config.kv_heads,
-        "embedding_dim": config.width,
-        "hidden_dim": config.hidden,
-        "context_length": config.context,
-        "dropout": config.dropout,
-        "activation": config.activation,
-        "positions": config.positions,
-        "norm": config.norm,
-        "bias": config.bias,
-        "tie_head": config.tie_head,
-    }
+    given = {field: getattr(config, name) for name, field in SHAPE.items() if getattr(config, name) is not None}
+    if config.attention_windows is not None:
+        given["attention_windows"] = tuple(None if w == "all" else int(w) for w in config.attention_windows)
     kind = OBJECTIVES[config.objective].config
-    given = {name: value for name, value in shape.items() if value is not None}
     if config.preset is not None:
         return kind.preset(config.preset, **{**given, **settings, "vocab_size": vocab_size})
     default = {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256}

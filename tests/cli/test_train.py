@@ -4,15 +4,18 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from pygpt import GPT, GPTConfig
 from pygpt.cli import main
 from pygpt.text import CharTokenizer, Tokenizer
 from pygpt.train.checkpoint import Checkpoints
 from pygpt.train.config import TrainConfig, read_toml
 from pygpt.train.metrics import read_metrics
+from pygpt.train.run import SHAPE, model_config, read_config
 from tests.cli.conftest import Run
 from tests.disk import files_of_at_most
 
@@ -115,6 +118,22 @@ def test_bf16_and_the_other_settings_run(text: Path, tmp_path: Path) -> None:
     assert main(["train", "--data", str(text), "--out", str(tmp_path / "run"), *FLAGS, *more.split()]) == 0
 
 
+def test_every_option_of_the_shape_has_a_flag(text: Path, tmp_path: Path) -> None:
+    flags = (
+        "--positions rope --rope-theta 500 --norm-type rms --norm-eps 1e-6 --qk-norm --activation swiglu --head-dim 4 "
+        "--kv-heads 1 --no-bias --no-tie-head --init-std 0.03 --attention-windows all 5 --embedding-dropout 0.1 "
+        "--attention-dropout 0.2 --residual-dropout 0.3 --hidden 24"
+    )
+    assert main(["train", "--data", str(text), "--out", str(tmp_path / "run"), *FLAGS, *flags.split()]) == 0
+    shape = GPT.from_pretrained(newest(tmp_path / "run")).config
+    settings = read_config(tmp_path / "run")
+    assert shape == model_config(settings, shape.vocab_size)
+    assert (shape.norm_type, shape.qk_norm, shape.rope_theta, shape.head_dim) == ("rms", True, 500, 4)
+    assert shape.attention_windows == (None, 5) and shape.residual_dropout == 0.3
+    covered = {*SHAPE.values(), "attention_windows", "vocab_size"}
+    assert covered == {field.name for field in fields(GPTConfig)}
+
+
 def test_mistakes_leave_no_folder(text: Path, tmp_path: Path, fails: Run) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("short")
@@ -125,6 +144,8 @@ def test_mistakes_leave_no_folder(text: Path, tmp_path: Path, fails: Run) -> Non
         (["--preset", "gpt5"], "gpt5"),
         (["--width", "15"], "embedding_dim"),
         (["--positions", "rotary"], "positions"),
+        (["--norm-type", "batch"], "norm_type must be one of layer, rms"),
+        (["--attention-windows", "all", "0"], "attention_windows must be numbers of at least 1 or 'all', not '0'"),
         (["--device", "tpu"], "device must be cpu, cuda or cuda:N, not 'tpu'"),
         (["--device", "cpu:3"], "device is 'cpu:3', but there is no such one here"),
         (["--lr", "nan"], "lr must be above 0, not nan"),
