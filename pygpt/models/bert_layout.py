@@ -30,13 +30,14 @@ _FIELDS: dict[str, tuple[str, Any]] = {
     "init_std": ("initializer_range", 0.02),
 }
 
-# Whether there are pooler, masked-LM head and next-sentence head -> the class of transformers.
+# Whether there are pooler, masked-LM head, next-sentence head and labels -> the class of transformers.
 _ARCHITECTURES = {
-    (False, False, False): "BertModel",
-    (True, False, False): "BertModel",
-    (False, True, False): "BertForMaskedLM",
-    (True, False, True): "BertForNextSentencePrediction",
-    (True, True, True): "BertForPreTraining",
+    (False, False, False, False): "BertModel",
+    (True, False, False, False): "BertModel",
+    (False, True, False, False): "BertForMaskedLM",
+    (True, False, True, False): "BertForNextSentencePrediction",
+    (True, True, True, False): "BertForPreTraining",
+    (True, False, False, True): "BertForSequenceClassification",
 }
 
 # Modules of ours outside and inside of blocks -> theirs.
@@ -50,6 +51,7 @@ _OUTSIDE = {
     "mlm_norm": "cls.predictions.transform.LayerNorm",
     "head": "cls.predictions.decoder",
     "nsp_head": "cls.seq_relationship",
+    "label_head": "classifier",
 }
 _INSIDE = {
     "attention.out": "attention.output.dense",
@@ -79,8 +81,23 @@ def _config(values: dict[str, Any], names: Collection[str], path: Path) -> Encod
             "pooler": "pooler.dense.weight" in names,
             "mlm_head": "cls.predictions.transform.dense.weight" in names,
             "nsp_head": "cls.seq_relationship.weight" in names,
+            "labels": _labels(values, path) if "classifier.weight" in names else (),
         }
     )
+
+
+def _labels(values: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """The names of the classes; those that transformers gives where config.json has none."""
+    names = values.get("id2label")
+    if names is None:
+        return tuple(f"LABEL_{number}" for number in range(values.get("num_labels", 2)))
+    if not isinstance(names, dict) or set(names) != {str(number) for number in range(len(names))}:
+        raise ValueError(f"{path}: id2label should name the classes 0, 1, …, but is {names!r}")
+    return tuple(names[str(number)] for number in range(len(names)))
+
+
+def _heads(config: EncoderConfig) -> tuple[bool, bool, bool, bool]:
+    return config.pooler, config.mlm_head, config.nsp_head, bool(config.labels)
 
 
 def _targets(model: Encoder) -> dict[str, Tensor]:
@@ -109,25 +126,36 @@ def _fits(config: EncoderConfig) -> bool:
         and config.norm == "post"
         and config.num_segments > 0
         and config.embedding_dropout == config.residual_dropout == config.dropout
-        and (config.pooler, config.mlm_head, config.nsp_head) in _ARCHITECTURES
+        and _heads(config) in _ARCHITECTURES
     )
 
 
 def _values(model: Encoder) -> dict[str, Any]:
     config = model.config
     return {
-        "architectures": [_ARCHITECTURES[config.pooler, config.mlm_head, config.nsp_head]],
+        "architectures": [_ARCHITECTURES[_heads(config)]],
         **{theirs: getattr(config, ours) for ours, (theirs, _) in _FIELDS.items()},
         "hidden_act": their_activation(config.activation),
         "tie_word_embeddings": config.tie_head,
+        **_named(config.labels),
     }
+
+
+def _named(labels: tuple[str, ...]) -> dict[str, Any]:
+    if not labels:
+        return {}
+    numbers = {label: number for number, label in enumerate(labels)}
+    return {"id2label": {str(number): label for label, number in numbers.items()}, "label2id": numbers}
 
 
 def _stored(model: Encoder) -> dict[str, Tensor]:
     """As files have them: in a model with heads the part without begins with ``bert.``."""
-    heads = model.config.mlm_head or model.config.nsp_head
+    heads = model.config.mlm_head or model.config.nsp_head or bool(model.config.labels)
     targets = _targets(model).items()
-    return {f"bert.{name}" if heads and not name.startswith("cls.") else name: target for name, target in targets}
+    return {
+        f"bert.{name}" if heads and not name.startswith(("cls.", "classifier.")) else name: target
+        for name, target in targets
+    }
 
 
 BERT = Layout(

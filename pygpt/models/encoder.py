@@ -33,6 +33,7 @@ class EncoderConfig(TransformerConfig):
         pooler: whether there is the map of the first token, which sentence classification begins with.
         mlm_head: whether there is the head that predicts masked tokens.
         nsp_head: whether there is the head that says whether segment B follows segment A; it needs the pooler.
+        labels: names of the classes that a head tells texts apart by, none or at least two; it needs the pooler.
 
     Raises:
         ValueError: naming the field that does not fit, what was expected and what came.
@@ -53,6 +54,7 @@ class EncoderConfig(TransformerConfig):
     pooler: bool = True
     mlm_head: bool = True
     nsp_head: bool = True
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +64,13 @@ class EncoderConfig(TransformerConfig):
             raise ValueError("nsp_head needs the pooler, but pooler is False")
         if self.mlm_head and self.activation in GATED:
             raise ValueError(f"the masked-LM head has no gate: activation must be another than {self.activation!r}")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if not all(isinstance(label, str) and label for label in self.labels):
+            raise TypeError(f"labels must be names, but are {self.labels!r}")
+        if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must be none, or two or more, each once, but are {', '.join(self.labels)}")
+        if self.labels and not self.pooler:
+            raise ValueError("labels need the pooler, but pooler is False")
 
     def num_parameters(self) -> int:
         """How many numbers the model's parameters hold; a tied head is counted once."""
@@ -75,7 +84,12 @@ class EncoderConfig(TransformerConfig):
         if self.mlm_head:
             total += square + self._norm_parameters() + self.vocab_size
             total += 0 if self.tie_head else self.vocab_size * width
-        return total + (2 * (width + one_if_bias) if self.nsp_head else 0)
+        classes = len(self.labels) + (2 if self.nsp_head else 0)
+        return total + classes * (width + one_if_bias)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; None where a value is the one that follows from the others."""
+        return {**super().to_dict(), "labels": list(self.labels)}
 
 
 class Encoder(Transformer):
@@ -122,6 +136,7 @@ class Encoder(Transformer):
             self.mlm_bias = nn.Parameter(torch.empty(config.vocab_size, **made))
             self.head = None if config.tie_head else Linear(width, config.vocab_size, bias=False, **made)
         self.nsp_head = Linear(width, 2, bias, **made) if config.nsp_head else None
+        self.label_head = Linear(width, len(config.labels), bias, **made) if config.labels else None
         self._materialise(device, initialise)
 
     @torch.no_grad()
@@ -193,6 +208,20 @@ class Encoder(Transformer):
         dtype = torch.float64 if pooled.dtype == torch.float64 else torch.float32
         return ops.linear(pooled, self.nsp_head.weight, self.nsp_head.bias, out_dtype=dtype)
 
+    def label_logits(self, hidden: Tensor) -> Tensor:
+        """Which label a text has: (batch, time, width) to (batch, labels) float32.
+
+        Raises:
+            ValueError: if the model has no labels.
+        """
+        if self.label_head is None:
+            raise ValueError("this model has no labels")
+        pooled = self.pool(hidden)
+        if self.training:
+            pooled = ops.dropout(pooled, self.config.residual_dropout)
+        dtype = torch.float64 if pooled.dtype == torch.float64 else torch.float32
+        return ops.linear(pooled, self.label_head.weight, self.label_head.bias, out_dtype=dtype)
+
     def loss(
         self,
         ids: Tensor,
@@ -201,18 +230,21 @@ class Encoder(Transformer):
         lengths: Tensor | None = None,
         next_sentence: Tensor | None = None,
         ignore_index: int = -100,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of masked tokens, of next sentences, or the sum of both.
+        """Mean cross-entropy of masked tokens, of next sentences, of labels, or the sum of those that are given.
 
         Args:
             ids: as in `forward`.
-            targets: (batch, time) int64, what stands behind each mask and ``ignore_index`` elsewhere; None: only
-                ``next_sentence`` counts.
+            targets: (batch, time) int64, what stands behind each mask and ``ignore_index`` elsewhere; None: masked
+                tokens do not count.
             segments: as in `forward`.
             lengths: as in `forward`; targets past a row's length do not count.
             next_sentence: (batch,) int64: 0 if the second segment follows the first, 1 if not, ``ignore_index`` where
-                it does not count; None: only ``targets`` count.
+                it does not count; None: next sentences do not count.
             ignore_index: targets of this value do not count.
+            labels: (batch,) int64, places in ``config.labels``, ``ignore_index`` where it does not count; None: labels
+                do not count.
 
         Returns:
             A scalar, float32; float64 for a float64 model.
@@ -221,8 +253,8 @@ class Encoder(Transformer):
             ValueError: if a shape or value does not fit, or the model lacks the head.
             TypeError: if a dtype does not fit.
         """
-        if targets is None and next_sentence is None:
-            raise ValueError("loss needs targets, next_sentence or both")
+        if targets is None and next_sentence is None and labels is None:
+            raise ValueError("loss needs targets, next_sentence or labels")
         if targets is not None:
             check_shape("targets", targets, ids)
         hidden = self(ids, segments, lengths)  # (B, T, C)
@@ -238,7 +270,12 @@ class Encoder(Transformer):
             )
         if next_sentence is not None:
             losses.append(ops.cross_entropy(self.nsp_logits(hidden), next_sentence, ignore_index=ignore_index))
-        return losses[0] if len(losses) == 1 else losses[0] + losses[1]
+        if labels is not None:
+            losses.append(ops.cross_entropy(self.label_logits(hidden), labels, ignore_index=ignore_index))
+        total = losses[0]
+        for loss in losses[1:]:
+            total = total + loss
+        return total
 
     @torch.no_grad()
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:

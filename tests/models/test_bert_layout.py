@@ -111,6 +111,29 @@ def test_the_heads_are_those_of_the_file(tmp_path, architecture):
         assert_same_bits(before.detach(), after.detach(), key)
 
 
+def test_labels_are_those_of_the_file(tmp_path):
+    names = {0: "cat", 1: "dog", 2: "none"}
+    hf = theirs("BertForSequenceClassification", id2label=names, label2id={v: k for k, v in names.items()})
+    hf.save_pretrained(tmp_path / "theirs")
+    ours = Encoder.from_pretrained(tmp_path / "theirs")
+    assert ours.config.labels == ("cat", "dog", "none")
+    ids, labels = torch.randint(61, (3, 17)), torch.tensor([2, 0, 1])
+    right = hf(ids, labels=labels)
+    torch.testing.assert_close(ours.label_logits(ours(ids)), right.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.loss(ids, labels=labels), right.loss, rtol=0, atol=1e-4)
+    assert ours.save_pretrained(tmp_path / "ours") == "bert"
+    again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "ours")
+    assert again.config.id2label == names
+    assert_same_bits(again(ids).logits.detach(), right.logits.detach(), "logits")
+    config = json.loads((tmp_path / "ours/config.json").read_text())
+    (tmp_path / "ours/config.json").write_text(json.dumps(config | {"id2label": {"1": "cat"}}))
+    with pytest.raises(ValueError, match="id2label should name the classes"):
+        Encoder.from_pretrained(tmp_path / "ours")
+    del config["id2label"]
+    (tmp_path / "ours/config.json").write_text(json.dumps(config | {"num_labels": 3}))
+    assert Encoder.from_pretrained(tmp_path / "ours").config.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
 def test_old_names_and_buffers_are_read(tmp_path):
     hf = theirs()
     hf.save_pretrained(tmp_path)

@@ -55,6 +55,7 @@ def test_bert_without_heads_has_its_published_size():
         {"nsp_head": False},
         {"mlm_head": False},
         {"nsp_head": False, "pooler": False, "mlm_head": False},
+        {"labels": ("yes", "no"), "bias": False},
         {"num_kv_heads": 2, "head_dim": 5, "hidden_dim": 7},
     ],
 )
@@ -72,6 +73,10 @@ def test_parameters_are_counted_and_configs_come_back(changes):
         ({"pooler": False}, ValueError, "nsp_head needs the pooler"),
         ({"norm": "both"}, ValueError, "norm must be one of"),
         ({"context_length": 0}, ValueError, "context_length must be at least 1"),
+        ({"labels": ("one",)}, ValueError, "labels must be none, or two or more, each once, but are one"),
+        ({"labels": ("one", "one")}, ValueError, "labels must be none, or two or more"),
+        ({"labels": ("one", 2)}, TypeError, "labels must be names"),
+        ({"labels": ("a", "b"), "nsp_head": False, "pooler": False}, ValueError, "labels need the pooler"),
     ],
 )
 def test_bad_configs(changes, error, words):
@@ -125,6 +130,15 @@ def test_the_losses_are_those_of_the_logits_and_add_up():
     torch.testing.assert_close(following_loss, F.cross_entropy(model.nsp_logits(hidden), following))
     both = model.loss(ids, targets, segments, lengths, following)
     torch.testing.assert_close(both, masked + following_loss)
+
+
+def test_the_loss_of_labels_is_that_of_their_logits():
+    model = lively(small(labels=("a", "b", "c"), mlm_head=False))
+    ids, labels = tokens(4, 7), torch.tensor([2, 0, -100, 1])
+    loss = model.loss(ids, labels=labels)
+    torch.testing.assert_close(loss, F.cross_entropy(model.label_logits(model(ids)), labels))
+    both = model.loss(ids, next_sentence=torch.tensor([0, 1, 1, 0]), labels=labels)
+    torch.testing.assert_close(both, loss + model.loss(ids, next_sentence=torch.tensor([0, 1, 1, 0])))
 
 
 def test_bits_do_not_depend_on_batch_or_threads():
@@ -217,7 +231,8 @@ def test_absent_heads_are_named():
         "no pooler": lambda: bare.pool(hidden),
         "no masked-LM head": lambda: bare.loss(ids, ids),
         "no next-sentence head": lambda: bare.loss(ids, next_sentence=torch.tensor([0, 1])),
-        "needs targets, next_sentence or both": lambda: bare.loss(ids),
+        "no labels": lambda: bare.loss(ids, labels=torch.tensor([0, 1])),
+        "needs targets, next_sentence or labels": lambda: bare.loss(ids),
         r"segments must be None.*num_segments is 0": lambda: bare(ids, torch.zeros_like(ids)),
         r"targets must have the shape of ids, \(2, 3\)": lambda: Encoder(small()).loss(ids, ids[:1]),
     }
