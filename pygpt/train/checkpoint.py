@@ -67,8 +67,19 @@ class Checkpoints:
             raise FileNotFoundError(f"{self.folder} holds no checkpoint")
         return paths[-1]
 
+    def best(self) -> Path:
+        """The checkpoint of the lowest validation loss, if the training keeps it, else the newest.
+
+        Raises: FileNotFoundError if there is none; ValueError if the newest is damaged.
+        """
+        newest = self.newest()
+        best = load_values(newest)["values"].get("best")
+        path = newest if best is None else self.folder / _name(best["step"])
+        return path if path.is_dir() else newest
+
     def save(self, state: TrainingState, save_model: Callable[[Path], None]) -> Path:
-        """Save a checkpoint, then remove those beyond the newest ``keep``.
+        """Save a checkpoint, then remove those beyond the newest ``keep``, except the one that ``best`` in its values
+        names.
 
         Args:
             state: what :meth:`load` is to give back.
@@ -77,12 +88,13 @@ class Checkpoints:
         Returns: the checkpoint's folder. One that is there already is left: the same position means the same bits.
         Raises: OSError if it cannot be written; what was there before is still there.
         """
-        part = f"-part-{state.part:02d}" if state.part else ""
-        path = self.folder / f"step-{state.step:08d}{part}"
+        path = self.folder / _name(state.step, state.part)
         if not path.exists():
             self._write(path, state, save_model)
+        best = state.values.get("best")
         for old in self.paths()[: -self.keep]:
-            shutil.rmtree(old)
+            if best is None or old.name != _name(best["step"]):
+                shutil.rmtree(old)
         for abandoned in self.folder.glob(".step-*.tmp"):  # of saves that a kill cut off
             shutil.rmtree(abandoned)
         return path
@@ -104,6 +116,17 @@ def load_checkpoint(path: str | Path) -> TrainingState:
         that this one does not read.
     """
     path = Path(path)
+    about = load_values(path)
+    try:
+        state = TrainingState(about["step"], about["part"], about["values"], {})
+    except KeyError as error:
+        raise ValueError(f"{path / 'training.json'} has no {error}") from None
+    state.tensors.update(_load_tensors(path / "training.safetensors"))
+    return state
+
+
+def load_values(path: Path) -> dict[str, Any]:
+    """What ``training.json`` of a checkpoint says. Raises: as `load_checkpoint`."""
     about = read_json(path / "training.json")
     if about.get("format") != FORMAT:
         raise ValueError(
@@ -114,12 +137,7 @@ def load_checkpoint(path: str | Path) -> TrainingState:
             f"{path} is a checkpoint of version {about.get('version')}, and this pygpt reads version {VERSION}; "
             "continue it with the pygpt that wrote it"
         )
-    try:
-        state = TrainingState(about["step"], about["part"], about["values"], {})
-    except KeyError as error:
-        raise ValueError(f"{path / 'training.json'} has no {error}") from None
-    state.tensors.update(_load_tensors(path / "training.safetensors"))
-    return state
+    return about
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -129,6 +147,10 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _name(step: int, part: int = 0) -> str:
+    return f"step-{step:08d}" + (f"-part-{part:02d}" if part else "")
 
 
 def _position(name: str) -> tuple[int, int] | None:

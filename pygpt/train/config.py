@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from pygpt.files import atomic_write_bytes
+from pygpt.tasks.records import TASKS
 from pygpt.train.schedule import SCHEDULES, Schedule
 
 if sys.version_info >= (3, 11):
@@ -21,6 +22,31 @@ else:
 MOST_THREADS = 1024  # OpenMP, which PyTorch computes with, ends the process when it cannot start what it is asked for
 NOISE = ("permutation", "infilling", "masking")
 CORPUS = "python-docs"  # as --data: the documentation inside Python's own standard library
+
+# Settings of the model's shape -> its fields.
+SHAPE = {
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "width": "embedding_dim",
+    "hidden": "hidden_dim",
+    "context": "context_length",
+    "dropout": "dropout",
+    "embedding_dropout": "embedding_dropout",
+    "attention_dropout": "attention_dropout",
+    "residual_dropout": "residual_dropout",
+    "activation": "activation",
+    "positions": "positions",
+    "rope_theta": "rope_theta",
+    "norm": "norm",
+    "norm_type": "norm_type",
+    "norm_eps": "layer_norm_eps",
+    "qk_norm": "qk_norm",
+    "bias": "bias",
+    "tie_head": "tie_head",
+    "init_std": "init_std",
+}
 
 
 def _option(
@@ -106,6 +132,34 @@ class TrainConfig:
         float, 0.0, "seq2seq, denoise: share of a target that all tokens have evenly", minimum=0
     )
 
+    # Fine-tuning
+    base: str | None = _option(str, None, "fine-tune this model: the folder of a run, or of a model and its tokenizer")
+    task: str | None = _option(
+        str,
+        None,
+        "what is learned from the file of JSON Lines that 'data' names: generation (prompt, completion), summarisation "
+        "(document, summary), translation (source, target), dialogue (turns: role, content) or classification (text, "
+        "label)",
+        choices=tuple(TASKS),
+    )
+    template: str | None = _option(
+        str, None, "how a GPT reads an example, such as '{document}<|summary|>{summary}<|end|>' (see the task)"
+    )
+    truncate: bool = _option(bool, False, "cut the end of a given text that is too long for the model")
+    skip_bad: bool = _option(bool, False, "leave out, and count, lines of the file that cannot be used")
+    lora_rank: int | None = _option(
+        int, None, "train adapters of this rank in place of the model's own weights", minimum=1
+    )
+    lora_alpha: float | None = _option(
+        float, None, "adapters act with this over their rank (twice the rank)", minimum=0, above=True
+    )
+    lora_targets: tuple[str, ...] | None = _option(
+        tuple, None, "linear maps that get adapters, any of qkv, out, up, down and gate (all)"
+    )
+    early_stopping: int | None = _option(
+        int, None, "stop after so many evaluations without a lower loss; never, if it is not given", minimum=1
+    )
+
     # Training
     steps: int = _option(int, 1000, "optimiser steps", minimum=1)
     batch_size: int = _option(int, 12, "sequences per forward pass", minimum=1)
@@ -161,7 +215,19 @@ class TrainConfig:
         for window in self.attention_windows or ():
             if window != "all" and not (window.isdecimal() and int(window) > 0):
                 raise ValueError(f"attention_windows must be numbers of at least 1 or 'all', not {window!r}")
+        self._check_fine_tuning()
         self.learning_rate()  # checks what its parts must be to each other
+
+    def _check_fine_tuning(self) -> None:
+        if (self.base is None) != (self.task is None):
+            there, missing = ("task", "base") if self.base is None else ("base", "task")
+            raise ValueError(f"{there} is given, but {missing} is not: fine-tuning needs both")
+        if self.task is None:
+            for name in ("template", "truncate", "skip_bad", "lora_rank"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for fine-tuning, with base and task")
+        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_targets is not None):
+            raise ValueError("lora_alpha and lora_targets need a lora_rank")
 
     def learning_rate(self) -> Schedule:
         """The learning rate of each step."""
@@ -213,7 +279,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` one flag per field of :class:`TrainConfig`; a flag that is not given leaves no attribute."""
-    titles = {"data": "text", "preset": "model", "objective": "objective", "steps": "training", "eval_every": "record"}
+    titles = {
+        "data": "text",
+        "preset": "model",
+        "objective": "objective",
+        "base": "fine-tuning",
+        "steps": "training",
+        "eval_every": "record",
+    }
     group: Any = parser
     for option in fields(TrainConfig):
         if option.name in titles:

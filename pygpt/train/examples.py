@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,25 +18,11 @@ from torch import Tensor
 
 from pygpt.text import TokenFile, Tokenizer
 from pygpt.text.permutation import permuted
+from pygpt.text.rows import IGNORED, SpecialTokens, source_and_target, stacked
 
 Ids = npt.NDArray[np.int64]
 
-IGNORED = -100  # the target that losses leave out
 VALIDATION_EPOCH = -1  # the examples of an evaluation are the same each time, and no epoch's
-
-
-class SpecialTokens(NamedTuple):
-    """Tokens that texts do not have, above the tokenizer's own."""
-
-    mask: int
-    start: int  # of a pair of sentences ([CLS]), and of a target
-    end: int  # of each sentence of a pair ([SEP]), and of a target
-    pad: int
-
-    @classmethod
-    def above(cls, vocab_size: int) -> SpecialTokens:
-        """Those of a tokenizer with that many tokens."""
-        return cls(*range(vocab_size, vocab_size + len(cls._fields)))
 
 
 class Draws:
@@ -160,7 +146,7 @@ class MaskedTokens:
     def batch(self, examples: Sequence[tuple[Ids, ...]]) -> tuple[Tensor, ...]:
         """(ids, targets), each (batch, T)."""
         ids, targets = zip(*examples, strict=True)
-        return _stack(ids), _stack(targets)
+        return stacked(ids), stacked(targets)
 
     def _choose(self, tokens: Ids, draws: Draws) -> Ids:
         budget = max(1, round(len(tokens) * self._rate))
@@ -245,9 +231,9 @@ class SentencePairs:
         ids, targets, segments, classes = zip(*examples, strict=True)
         time = self._room + 3
         return (
-            _stack(ids, self._special.pad, time),
-            _stack(targets, IGNORED, time),
-            _stack(segments, 0, time),
+            stacked(ids, self._special.pad, time),
+            stacked(targets, IGNORED, time),
+            stacked(segments, 0, time),
             torch.tensor([len(row) for row in ids]),
             torch.from_numpy(np.concatenate(classes)),
         )
@@ -299,7 +285,7 @@ class Continuations:
 
     def batch(self, examples: Sequence[tuple[Ids, ...]]) -> tuple[Tensor, ...]:
         """(source, ids, targets, source_lengths, lengths): as `pygpt.Seq2Seq.loss` takes them."""
-        return _pairs(examples, self._special)
+        return source_and_target(examples, self._special)
 
 
 class NoisyTexts:
@@ -354,7 +340,7 @@ class NoisyTexts:
 
     def batch(self, examples: Sequence[tuple[Ids, ...]]) -> tuple[Tensor, ...]:
         """(source, ids, targets, source_lengths, lengths): as `pygpt.Seq2Seq.loss` takes them."""
-        return _pairs(examples, self._special)
+        return source_and_target(examples, self._special)
 
     def _fill(self, tokens: Ids, draws: Draws) -> Ids:
         budget, gone, parts = round(self._rate * len(tokens)), 0, []
@@ -378,18 +364,15 @@ class ExampleLoader:
     Each epoch visits every example once, in its own order and with its own random numbers.
 
     Args:
-        file: where the tokens are.
-        examples: what an objective makes of them.
+        examples: of an objective or a task.
         batch_size: examples in a batch.
         seed: decides orders and examples.
-        settings: what else decides them, for `load_state_dict` to compare.
+        identity: what else decides them, such as a hash of the data, for `load_state_dict` to compare.
     """
 
-    def __init__(
-        self, file: TokenFile, examples: Examples, batch_size: int, seed: int, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, examples: Examples, batch_size: int, seed: int, identity: dict[str, Any]) -> None:
         self._examples, self._batch_size, self._seed = examples, batch_size, seed
-        self._identity = {"content_hash": file.content_hash, "split": file.split, "seed": seed, **settings}
+        self._identity = {"seed": seed, **identity}
         self.position = 0  # examples given so far, in all epochs
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -442,22 +425,3 @@ def _tokens(file: TokenFile, start: int, count: int) -> Ids:
             f"{file.path} is damaged: it holds token {int(tokens.max())}, but its vocabulary has {file.vocab_size}"
         )
     return tokens
-
-
-def _stack(rows: Sequence[Ids], padding: int = 0, time: int | None = None) -> Tensor:
-    """Rows of several lengths as one tensor; ``time`` is its width, by default the longest row's."""
-    width = max(len(row) for row in rows) if time is None else time
-    out = np.full((len(rows), width), padding, np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return torch.from_numpy(out)
-
-
-def _pairs(examples: Sequence[tuple[Ids, ...]], special: SpecialTokens) -> tuple[Tensor, ...]:
-    """Sources and targets as `pygpt.Seq2Seq.loss` takes them: the target's ids are its targets, shifted by one."""
-    sources, targets = zip(*examples, strict=True)
-    begun = [np.concatenate([[special.start], target]) for target in targets]
-    ended = [np.concatenate([target, [special.end]]) for target in targets]
-    lengths = torch.tensor([len(row) for row in begun])
-    source_lengths = torch.tensor([len(row) for row in sources])
-    return _stack(sources, special.pad), _stack(begun, special.pad), _stack(ended, IGNORED), source_lengths, lengths

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pygpt.models import GPT, Encoder, EncoderConfig, GPTConfig, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig
 from pygpt.text import TokenFile, Tokenizer
+from pygpt.text.rows import SpecialTokens
 from pygpt.train.config import TrainConfig
-from pygpt.train.examples import Continuations, Examples, MaskedTokens, NoisyTexts, SentencePairs, SpecialTokens, Words
+from pygpt.train.examples import Continuations, Examples, MaskedTokens, NoisyTexts, SentencePairs, Words
 
 Batch = tuple[Tensor, ...]
 

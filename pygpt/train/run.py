@@ -4,14 +4,15 @@
 
     config.toml       every setting; 'pygpt train --config' takes it
     tokenizer.json    what text becomes
-    data/             the token files, unless a folder made by 'pygpt data' was given
+    data/             the token files, unless a folder made by 'pygpt data' was given; or a task's examples
     metrics.jsonl     the record, one line per step
     loss.png          the loss curve, drawn anew with every checkpoint
-    checkpoints/      see pygpt.train.checkpoint; each is a model by itself, with its tokenizer
+    checkpoints/      see pygpt.train.checkpoint; each is a model by itself, with its tokenizer, or adapters
 
 The folder appears whole: until text, tokenizer and configuration are ready it has a temporary name.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from pygpt.models import GPT, TransformerConfig
 from pygpt.models.memory import free_memory
 from pygpt.optim import AdamW
 from pygpt.text import BatchLoader, TokenFile, Tokenizer, prepare, sequential_batches
+from pygpt.text.rows import SpecialTokens
+from pygpt.train import finetune
 from pygpt.train.baselines import Counts
 from pygpt.train.checkpoint import Checkpoints
-from pygpt.train.config import TrainConfig, read_toml
+from pygpt.train.config import SHAPE, TrainConfig, read_toml
 from pygpt.train.display import Display
-from pygpt.train.examples import ExampleLoader, Examples, SpecialTokens, fixed_batches
+from pygpt.train.examples import ExampleLoader, Examples, fixed_batches
 from pygpt.train.metrics import Metrics, read_metrics
 from pygpt.train.objectives import OBJECTIVES, Batch, pair_scores
 from pygpt.train.plot import save_loss_plot
@@ -41,37 +44,13 @@ from pygpt.train.trainer import Batches, Trainer, parameter_groups
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SAMPLE_TOKENS = 100
 
-# Settings of the model's shape -> its fields.
-SHAPE = {
-    "layers": "num_layers",
-    "heads": "num_heads",
-    "kv_heads": "num_kv_heads",
-    "head_dim": "head_dim",
-    "width": "embedding_dim",
-    "hidden": "hidden_dim",
-    "context": "context_length",
-    "dropout": "dropout",
-    "embedding_dropout": "embedding_dropout",
-    "attention_dropout": "attention_dropout",
-    "residual_dropout": "residual_dropout",
-    "activation": "activation",
-    "positions": "positions",
-    "rope_theta": "rope_theta",
-    "norm": "norm",
-    "norm_type": "norm_type",
-    "norm_eps": "layer_norm_eps",
-    "qk_norm": "qk_norm",
-    "bias": "bias",
-    "tie_head": "tie_head",
-    "init_std": "init_std",
-}
-
 # What a checkpoint's bits depend on; a resumed run keeps it.
 FIXED = ("data", "tokenizer", "vocab_size", "validation", "preset", *SHAPE, "attention_windows", "seed", "separator",
-         "objective", "mask_rate", "whole_words", "noise")  # fmt: skip
+         "objective", "mask_rate", "whole_words", "noise", "base", "task", "template", "truncate", "skip_bad",
+         "lora_rank", "lora_alpha", "lora_targets")  # fmt: skip
 
 
-def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> None:
+def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> str:
     """Make a run's folder: text, tokenizer and configuration, ready to be trained.
 
     Args:
@@ -79,6 +58,7 @@ def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> No
         config: what to train, on what, and how.
         progress: show a progress bar while the text is read.
 
+    Returns: what was left out of a task's file, as a line; empty: nothing.
     Raises: FileExistsError if there is something in the folder; ValueError, FileNotFoundError or OSError naming what is
         wrong with the configuration, the text, the tokenizer or the folder; MemoryError if a step needs more memory
         than is free. Then there is no folder.
@@ -86,29 +66,43 @@ def create(folder: str | Path, config: TrainConfig, progress: bool = True) -> No
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; continue it with --resume, or choose another --out")
-    context_length = model_config(config, config.vocab_size).context_length  # before text is read, which may take long
     named_device(config.device)
+    if config.task is None:
+        model_config(config, config.vocab_size)  # refused before text is read, which may take long
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        prepared = _prepared_folder(config)
-        if prepared is None:
-            documents = read_corpus(config.data, config.separator)
-            kind = config.tokenizer or "bpe"
-            tokenizer = named_tokenizer(kind, documents, config.vocab_size if kind == "bpe" else None, progress)
-            prepare(documents, tokenizer, temporary / "data", config.validation, config.seed, progress)
+        left_out = ""
+        if config.task is not None:
+            config = replace(config, base=str(Path(config.base or "").resolve()))
+            left_out = finetune.write_folder(temporary, config, functools.partial(_check_memory, config=config))
         else:
-            if config.separator is not None:
-                raise ValueError(f"{prepared} has its documents already: leave out --separator")
-            if config.tokenizer is not None:
-                raise ValueError(f"{prepared} has the tokenizer that made its tokens: leave out --tokenizer")
-            tokenizer = Tokenizer.load(prepared)
-            config = replace(config, data=(str(prepared.resolve()),))
-        data = prepared or temporary / "data"
-        _check_memory(_shape(config, tokenizer), config)
-        _batches(data, tokenizer, config, context_length)  # refuses what is damaged or too short
-        _validation(data, tokenizer, config, context_length)
+            config = _write_text_folder(temporary, config, progress)
         config.save(temporary / "config.toml")
-        tokenizer.save(temporary)
+    return left_out
+
+
+def _write_text_folder(folder: Path, config: TrainConfig, progress: bool) -> TrainConfig:
+    """Put text and tokenizer into the folder of a new run that pre-trains; gives the configuration as it is saved."""
+    prepared = _prepared_folder(config)
+    if prepared is None:
+        documents = read_corpus(config.data, config.separator)
+        kind = config.tokenizer or "bpe"
+        tokenizer = named_tokenizer(kind, documents, config.vocab_size if kind == "bpe" else None, progress)
+        prepare(documents, tokenizer, folder / "data", config.validation, config.seed, progress)
+    else:
+        if config.separator is not None:
+            raise ValueError(f"{prepared} has its documents already: leave out --separator")
+        if config.tokenizer is not None:
+            raise ValueError(f"{prepared} has the tokenizer that made its tokens: leave out --tokenizer")
+        tokenizer = Tokenizer.load(prepared)
+        config = replace(config, data=(str(prepared.resolve()),))
+    data = prepared or folder / "data"
+    shape = _shape(config, tokenizer)
+    _check_memory(shape, config)
+    _batches(data, tokenizer, config, shape.context_length)  # refuses what is damaged or too short
+    _validation(data, tokenizer, config, shape.context_length)
+    tokenizer.save(folder)
+    return config
 
 
 def read_config(folder: str | Path, changes: dict[str, Any] | None = None) -> TrainConfig:
@@ -147,44 +141,28 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
     with _lock(folder):
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        tokenizer = Tokenizer.load(folder)
-        data = _prepared_folder(config) or folder / "data"
         checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         paths = checkpoints.paths()
-        objective = OBJECTIVES[config.objective]
-        shape = _shape(config, tokenizer)
-        _check_memory(shape, config)
-        torch.manual_seed(config.seed)
-        model: Any
-        if paths:
-            model = objective.model.from_pretrained(paths[-1]).to(named_device(config.device))
-        else:
-            model = objective.model(shape, device=named_device(config.device))  # type: ignore[call-arg]
-        tokenizer.check_model_vocabulary(
-            model.config.vocab_size + tokenizer.vocab_size - objective.vocab_size(tokenizer)
-        )
+        newest = paths[-1] if paths else None
+        make = _pretraining if config.task is None else _finetuning
+        model, batches, validation, options = make(folder, config, newest)
         model.checkpoint_blocks = config.checkpoint_blocks
         model.train()
+        groups = parameter_groups(model, config.weight_decay, options.pop("steady", ()))
         trainer = Trainer(
             model,
-            AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2)),
+            AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2)),
             config,
-            _batches(data, tokenizer, config, model.config.context_length),
-            _validation(data, tokenizer, config, model.config.context_length),
+            batches,
+            validation,
             checkpoints=checkpoints,
             display=display,
-            sample=(lambda: write_text(model, tokenizer, config.prompt)) if config.objective == "clm" else None,
-            save_extra=tokenizer.save,
             after_save=lambda: save_loss_plot(folder / "loss.png", read_metrics(folder / "metrics.jsonl"), folder.name),
-            count_targets=objective.count_targets,
-            count_tokens=objective.count_tokens,
-            loss_options={"label_smoothing": config.label_smoothing} if config.label_smoothing else None,
-            scores=pair_scores if config.objective == "mlm+nsp" else None,
-            flops_per_token=flops_per_token(model.config) if config.objective == "clm" else None,
             peak=measure_peak(DTYPES[config.dtype], named_device(config.device)),
+            **options,
         )
-        if paths:
-            trainer.restore(paths[-1])
+        if newest is not None:
+            trainer.restore(newest)
         if trainer.steps_done > config.steps:
             raise ValueError(f"steps is {config.steps}, but {folder} has done {trainer.steps_done} already")
         trainer.metrics = Metrics(folder / "metrics.jsonl", trainer.steps_done)
@@ -196,19 +174,54 @@ def open_run(folder: str | Path, config: TrainConfig, display: Display | None = 
             trainer.metrics.close()
 
 
-def load_model(folder: str | Path) -> tuple[GPT, Tokenizer]:
-    """Load a model and its tokenizer: a run's newest checkpoint, or any folder that holds both.
+def _pretraining(
+    folder: Path, config: TrainConfig, checkpoint: Path | None
+) -> tuple[Any, Batches, Sequence[Batch], dict[str, Any]]:
+    """The model, the batches and the other options of the trainer of a run that learns an objective from text."""
+    tokenizer = Tokenizer.load(folder)
+    data = _prepared_folder(config) or folder / "data"
+    objective = OBJECTIVES[config.objective]
+    shape = _shape(config, tokenizer)
+    _check_memory(shape, config)
+    torch.manual_seed(config.seed)
+    model: Any
+    if checkpoint is not None:
+        model = objective.model.from_pretrained(checkpoint).to(named_device(config.device))
+    else:
+        model = objective.model(shape, device=named_device(config.device))  # type: ignore[call-arg]
+    tokenizer.check_model_vocabulary(model.config.vocab_size + tokenizer.vocab_size - objective.vocab_size(tokenizer))
+    context_length = model.config.context_length
+    options = {
+        "sample": (lambda: write_text(model, tokenizer, config.prompt)) if config.objective == "clm" else None,
+        "save_extra": tokenizer.save,
+        "count_targets": objective.count_targets,
+        "count_tokens": objective.count_tokens,
+        "loss_options": {"label_smoothing": config.label_smoothing} if config.label_smoothing else None,
+        "scores": pair_scores if config.objective == "mlm+nsp" else None,
+        "flops_per_token": flops_per_token(model.config) if config.objective == "clm" else None,
+    }
+    batches = _batches(data, tokenizer, config, context_length)
+    return model, batches, _validation(data, tokenizer, config, context_length), options
 
-    Raises: FileNotFoundError, ValueError naming what is missing, damaged, or does not fit together.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run or of a model")
-    path = Checkpoints(folder / "checkpoints").newest() if (folder / "config.toml").is_file() else folder
-    model = GPT.from_pretrained(path)
-    tokenizer = Tokenizer.load(path)
-    tokenizer.check_model_vocabulary(model.config.vocab_size)
-    return model, tokenizer
+
+def _finetuning(
+    folder: Path, config: TrainConfig, checkpoint: Path | None
+) -> tuple[Any, Batches, Sequence[Batch], dict[str, Any]]:
+    """The same of a run that learns a task from a base."""
+    work = finetune.open_folder(folder, config, checkpoint)
+    _check_memory(work.model.config, config)
+    torch.manual_seed(config.seed)
+    options = {
+        "steady": work.steady,
+        "sample": work.sample,
+        "save_model": work.save_model,
+        "save_extra": work.save_extra,
+        "count_targets": work.form.count_targets,
+        "count_tokens": work.form.count_tokens,
+        "arguments": work.form.arguments,
+        "scores": work.scores,
+    }
+    return work.model.to(named_device(config.device)), work.batches, work.validation, options
 
 
 def describe(trainer: Trainer) -> str:
@@ -216,12 +229,16 @@ def describe(trainer: Trainer) -> str:
     config, model = trainer.config, trainer.model
     shape = model.config
     parameters = sum(p.numel() for p in model.parameters())
-    tokens = config.batch_size * config.accumulate * shape.context_length
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sequences = config.batch_size * config.accumulate
+    size = f"{sequences:,} examples" if config.task else f"{sequences * shape.context_length:,} tokens"
     lines = [
         f"{parameters / 1e6:,.2f} million parameters: {shape.num_layers} layers, {shape.num_heads} heads, "
         f"{shape.embedding_dim} wide, context {shape.context_length}, vocabulary {shape.vocab_size:,}",
-        f"{config.steps:,} steps of {tokens:,} tokens, {config.dtype}, {torch.get_num_threads()} threads",
+        f"{config.steps:,} steps of {size}, {config.dtype}, {torch.get_num_threads()} threads",
     ]
+    if trained < parameters:
+        lines[0] += f"; {trained / 1e6:,.2f} million are trained"
     if trainer.flops_per_token and trainer.peak:
         lines[1] += (
             f"; {trainer.flops_per_token / 1e6:,.1f} MFLOP a token, measured peak {trainer.peak / 1e9:,.0f} GFLOP/s"
@@ -232,8 +249,8 @@ def describe(trainer: Trainer) -> str:
 
 
 def describe_baselines(folder: str | Path, trainer: Trainer) -> str:
-    """The losses of counting tokens and pairs of tokens on the validation text; nothing if there is none."""
-    if not trainer.validation:
+    """The losses of counting tokens and pairs of tokens on the validation text; nothing if there is none, or a task."""
+    if not trainer.validation or trainer.config.task is not None:
         return ""
     objective = OBJECTIVES[trainer.config.objective]
     data = _prepared_folder(trainer.config) or Path(folder) / "data"
@@ -299,8 +316,9 @@ def _batches(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_leng
     examples = _examples(file, tokenizer, config, context_length)
     if examples is None:
         return BatchLoader(file, config.batch_size, context_length, config.seed)
+    identity = {"content_hash": file.content_hash, "split": file.split}
     settings = {"context_length": context_length, "objective": config.objective}
-    return ExampleLoader(file, examples, config.batch_size, config.seed, settings)
+    return ExampleLoader(examples, config.batch_size, config.seed, {**identity, **settings})
 
 
 def _examples(file: TokenFile, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> Examples | None:

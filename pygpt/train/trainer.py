@@ -10,7 +10,7 @@ streams alone.
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -47,12 +47,15 @@ class TrainingStopped(RuntimeError):
     """The training has diverged: too many steps in a row were refused, or the parameters are no longer finite."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups: matrices and embedding tables decay, biases and layer norms do not."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, steady: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """Parameters in two groups: matrices and tables decay, biases, layer norms and what is ``steady`` do not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    never = {id(p) for p in [*steady, *(p for p in parameters if p.dim() < 2)]}
     return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) not in never], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in never], "weight_decay": 0.0},
     ]
 
 
@@ -69,9 +72,11 @@ class Trainer:
         metrics: where to record; None records nothing.
         display: what is told of the progress.
         sample: writes a text with the model, for ``sample_every``.
+        save_model: writes the model into a checkpoint's folder; None: its ``save_pretrained`` does.
         save_extra: writes what else belongs into a checkpoint's folder, such as the tokenizer.
         after_save: called after each checkpoint, to draw the loss curve.
         count_targets, count_tokens: of a batch, how many targets count, and how many tokens it has.
+        arguments: which arguments of the loss a batch has; None: the first ones.
         loss_options: further arguments of the loss in training, such as label smoothing; evaluations do without.
         scores: what else an evaluation tells, from the model and the validation batches.
         flops_per_token, peak: for the share of the machine's peak; None if they are not known.
@@ -89,10 +94,12 @@ class Trainer:
         metrics: Metrics | None = None,
         display: Display | None = None,
         sample: Callable[[], str] | None = None,
+        save_model: Callable[[Path], None] | None = None,
         save_extra: Callable[[Path], None] | None = None,
         after_save: Callable[[], None] | None = None,
         count_targets: Callable[[tuple[Tensor, ...]], int] = lambda batch: int((batch[1] != IGNORED).sum()),
         count_tokens: Callable[[tuple[Tensor, ...]], int] = lambda batch: batch[0].numel(),
+        arguments: Sequence[str] | None = None,
         loss_options: dict[str, Any] | None = None,
         scores: Callable[[Any, Sequence[tuple[Tensor, ...]]], dict[str, float]] | None = None,
         flops_per_token: float | None = None,
@@ -107,10 +114,12 @@ class Trainer:
         self.metrics = metrics
         self.display = display or Display()
         self.sample = sample
+        self.save_model = model.save_pretrained if save_model is None else save_model
         self.save_extra = save_extra
         self.after_save = after_save
         self.count_targets = count_targets
         self.count_tokens = count_tokens
+        self.arguments = arguments
         self.loss_options = loss_options or {}
         self.scores = scores
         self.flops_per_token = flops_per_token
@@ -118,6 +127,8 @@ class Trainer:
 
         self.steps_done = 0
         self.stop_requested = False
+        self.best: dict[str, float] | None = None  # step and loss of the best evaluation, where its checkpoint is kept
+        self.stale = 0  # evaluations since
         self.guard = SpikeGuard(config.spike_sigma or None, patience=config.patience)
         self._schedule = config.learning_rate()
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
@@ -132,9 +143,12 @@ class Trainer:
     def run(self) -> bool:
         """Train to the last step, saving, evaluating and sampling on the way.
 
+        In fine-tuning, and where ``early_stopping`` is set, the checkpoint of the lowest validation loss is kept; the
+        training ends after so many evaluations without a lower one.
+
         The first Ctrl-C (or SIGTERM) saves a checkpoint at once and ends; a second one aborts without.
 
-        Returns: whether the last step was reached.
+        Returns: whether the training came to its end.
         Raises: TrainingStopped when the guard gives up; OSError when a checkpoint or record cannot be written. The
             checkpoints before it remain.
         """
@@ -142,7 +156,7 @@ class Trainer:
         self.display.begin(self.steps_done, config.steps)
         try:
             with self._stop_on_signals():
-                while self.steps_done < config.steps:
+                while self.steps_done < config.steps and not self._stopped_early:
                     report = self.step()
                     if report is None:
                         self.display.note("stopping: saving a checkpoint")
@@ -152,16 +166,37 @@ class Trainer:
                     if self.guard.exhausted:
                         self._give_up(report)
                     last = self.steps_done == config.steps
+                    improved = False
                     if self.validation and config.eval_every and (last or self.steps_done % config.eval_every == 0):
-                        self.evaluate()
+                        improved = self._judge(self.evaluate())
+                    last = last or self._stopped_early
                     due = config.sample_every and self.steps_done % config.sample_every == 0
                     if self.sample and due and not report.skipped:  # a model that has diverged cannot write
                         self._write_sample()
-                    if last or (config.save_every and self.steps_done % config.save_every == 0):
+                    if last or improved or (config.save_every and self.steps_done % config.save_every == 0):
                         self.save()
+            if self._stopped_early and self.best is not None:
+                self.display.note(
+                    f"stopped early: {self.stale} evaluations in a row were no better than that of step "
+                    f"{self.best['step']}, loss {self.best['loss']:.4f}"
+                )
             return True
         finally:
             self.display.end()
+
+    @property
+    def _stopped_early(self) -> bool:
+        return self.config.early_stopping is not None and self.stale >= self.config.early_stopping
+
+    def _judge(self, loss: float) -> bool:
+        """Whether an evaluation's loss is the lowest so far, in a training that keeps its best checkpoint."""
+        if self.config.task is None and self.config.early_stopping is None:
+            return False
+        if self.best is not None and not loss < self.best["loss"]:
+            self.stale += 1
+            return False
+        self.best, self.stale = {"step": self.steps_done, "loss": loss}, 0
+        return True
 
     def step(self) -> StepReport | None:
         """Take one optimiser step, or finish one that was stopped half-way.
@@ -222,6 +257,8 @@ class Trainer:
                 "guard": self.guard.state_dict(),
                 "seconds": self._seconds,
                 "batches": self._batches_of_a_step(),
+                "best": self.best,
+                "stale": self.stale,
             },
             tensors={**self._random_streams(), **self._optimizer_tensors(), **self._half_done_tensors()},
         )
@@ -253,6 +290,7 @@ class Trainer:
         self.guard.load_state_dict(state.values["guard"])
         self.guard.refused_in_a_row %= self.config.patience  # after giving up, its user has decided to go on
         self._seconds = float(state.values["seconds"])
+        self.best, self.stale = state.values.get("best"), state.values.get("stale", 0)
         self.batches.load_state_dict(state.values["data"])
         self._position = state.values["data"]
         if self._parts_done:
@@ -274,7 +312,10 @@ class Trainer:
         self._step_batches = [next(self.batches) for _ in range(self.config.accumulate)]
 
     def _loss_of(self, batch: tuple[Tensor, ...], **options: Any) -> Any:
-        return self.model.loss(*(each.to(self._device) for each in batch), **options)
+        moved = [each.to(self._device) for each in batch]
+        if self.arguments is None:
+            return self.model.loss(*moved, **options)
+        return self.model.loss(**dict(zip(self.arguments, moved, strict=True)), **options)
 
     def _forward_backward(self, batch: tuple[Tensor, ...], weight: float) -> None:
         with self._arithmetic():
@@ -376,7 +417,7 @@ class Trainer:
             restore()
 
     def _save_model(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        self.save_model(folder)
         if self.save_extra is not None:
             self.save_extra(folder)
 

@@ -13,9 +13,9 @@ from pygpt import GPT, GPTConfig
 from pygpt.cli import main
 from pygpt.text import CharTokenizer, Tokenizer
 from pygpt.train.checkpoint import Checkpoints
-from pygpt.train.config import TrainConfig, read_toml
+from pygpt.train.config import SHAPE, TrainConfig, read_toml
 from pygpt.train.metrics import read_metrics
-from pygpt.train.run import SHAPE, model_config, read_config
+from pygpt.train.run import model_config, read_config
 from tests.cli.conftest import Run
 from tests.disk import files_of_at_most
 

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from pygpt.text import CharTokenizer, Document, TokenFile, prepare
+from pygpt.text.rows import IGNORED, SpecialTokens
 from pygpt.train.examples import (
-    IGNORED,
     Continuations,
     Draws,
     ExampleLoader,
     MaskedTokens,
     NoisyTexts,
     SentencePairs,
-    SpecialTokens,
     Words,
     fixed_batches,
 )
@@ -174,7 +173,7 @@ def test_noise_by_kind(file):
 
 
 def loader(file: TokenFile, seed: int = 3) -> ExampleLoader:
-    return ExampleLoader(file, masked(file), 4, seed, {"objective": "mlm"})
+    return ExampleLoader(masked(file), 4, seed, {"content_hash": file.content_hash, "objective": "mlm"})
 
 
 def test_batches_go_on_from_any_position(file):

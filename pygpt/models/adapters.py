@@ -1,0 +1,289 @@
+"""Low-rank adapters (LoRA): fine-tuning of two thin matrices beside each linear map, whose own weights stay.
+
+A map's weight is ``W + alpha / rank · B A``, computed anew in each pass, with A (rank, in) and B (out, rank), which
+begins at zero. Since every kernel then sees one weight, a model with adapters and one into which they were merged give
+the same bits. Optimiser state is needed for the adapters alone; in a pass, each adapted map has a second weight, and
+for a moment a gradient of its size.
+
+Tokens and heads that the base had not are trained whole, beside the adapters. A folder of adapters holds these and the
+adapters, and knows its base by a hash of its weights:
+
+    adapter.json          rank, alpha, targets; what the base must be
+    adapter.safetensors   A and B of each map, and what is trained whole
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pygpt import ops
+from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
+from pygpt.models.reshape import reshaped
+from pygpt.models.transformer import Transformer
+from pygpt.nn import Linear
+
+FORMAT = "pygpt adapter"
+VERSION = 1
+SETTINGS, WEIGHTS = "adapter.json", "adapter.safetensors"
+TABLES = ("token_embedding.weight", "head.weight")  # which have a row for each token
+HEADS = ("label_head.", "pooler.")  # trained whole where the model has labels
+
+# Fields of a configuration that may differ from the base's: they change no weight, or are listed in ``changes``.
+_FREE = ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout", "init_std")
+
+
+class LowRank(nn.Module):
+    """``W + alpha / rank · B A`` of a weight W, in the place of the weight.
+
+    Args:
+        weight: W, (out, in).
+        rank: rows of A, columns of B.
+        alpha: see above.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.scale = alpha / rank
+        self.a = nn.Parameter(torch.empty(rank, columns, device=weight.device, dtype=weight.dtype))
+        self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device, dtype=weight.dtype))
+        bound = 1 / math.sqrt(columns)
+        nn.init.uniform_(self.a, -bound, bound)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(out, in), in the weight's dtype, also under autocast: merging must give the same."""
+        with torch.autocast(weight.device.type, enabled=False):
+            return ops.add(weight, ops.linear(self.b * self.scale, self.a.T.contiguous()))
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What adapters are, and for which model.
+
+    Attributes:
+        rank, alpha: of each.
+        targets: the maps that have one, by the last part of their names.
+        tokens: how many tokens the base had; those after them are trained whole.
+        changes: fields of the base's configuration that the fine-tuned model has otherwise.
+        model: the class and the configuration of the fine-tuned model.
+        base: hash of the base's weights.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    tokens: int
+    changes: dict[str, Any]
+    model: dict[str, Any]
+    base: str
+
+
+def attach(
+    model: Transformer,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None = None,
+    base_tokens: int | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Adapters:
+    """Give a model adapters, drawn from torch's default generator, and freeze all else that its base had.
+
+    Args:
+        model: the base, or what `pygpt.models.reshape.reshaped` made of it.
+        rank: of the adapters.
+        alpha: they act with alpha / rank.
+        targets: names of maps inside the blocks, such as ``"qkv"``; None: all.
+        base_tokens: the base's vocabulary; None: the model's.
+        changes: what ``reshaped`` was asked for.
+
+    Raises:
+        ValueError: if a target is no map of the model, or the rank is larger than a map.
+    """
+    there = dict.fromkeys(name.rpartition(".")[2] for name, _ in _maps(model))
+    targets = tuple(there) if targets is None else tuple(targets)
+    for name in targets:
+        if name not in there:
+            raise ValueError(f"lora_targets must be any of {', '.join(there)}, not {name!r}")
+    chosen = [(name, module) for name, module in _maps(model) if name.rpartition(".")[2] in targets]
+    smallest = min(min(module.weight.shape) for _, module in chosen)
+    if not 1 <= rank <= smallest:
+        raise ValueError(f"lora_rank must be from 1 to {smallest}, the smallest size of the maps, not {rank}")
+    tokens = model.config.vocab_size if base_tokens is None else base_tokens
+    about = {"class": type(model).__name__, **model.config.to_dict()}
+    adapters = Adapters(rank, alpha, targets, tokens, dict(changes or {}), about, _fingerprint(model, tokens))
+    _attach(model, adapters)
+    return adapters
+
+
+def _attach(model: Transformer, adapters: Adapters) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_whole(model, name))
+    for name in TABLES:
+        table = dict(model.named_parameters()).get(name)
+        if table is not None and adapters.tokens < len(table):
+            table.requires_grad_()
+            table.register_hook(_NewRowsOnly(adapters.tokens))  # type: ignore[no-untyped-call]
+    for name, module in list(_maps(model)):
+        if name.rpartition(".")[2] in adapters.targets:
+            low_rank = LowRank(module.weight.detach(), adapters.rank, adapters.alpha)
+            parametrize.register_parametrization(module, "weight", low_rank)
+
+
+def merge(model: Transformer) -> None:
+    """Make the adapters' maps plain again, with their effect in their weights: the same bits come out."""
+    for _, module in list(_maps(model)):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+
+
+def steady(model: Transformer, adapters: Adapters) -> list[nn.Parameter]:
+    """The trained tables of tokens, most of whose rows must stay: weight decay may not touch them."""
+    return [p for name, p in model.named_parameters() if name in TABLES and adapters.tokens < len(p)]
+
+
+def save(model: Transformer, adapters: Adapters, folder: str | Path) -> None:
+    """Write adapters, and what is trained whole, without the model's other weights.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model, adapters).items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_tensors(temporary, tensors)
+    atomic_write_json(folder / SETTINGS, {"format": FORMAT, "version": VERSION, **asdict(adapters)})
+
+
+def load(model: Transformer, folder: str | Path) -> tuple[Any, Adapters]:
+    """Give a model the adapters in a folder.
+
+    Args:
+        model: the base that they were trained beside; it is changed, or, where it lacks tokens or heads, copied.
+        folder: what `save` wrote.
+
+    Returns:
+        The model with adapters, to be trained further or merged; and what they are.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+        ValueError: if they are damaged, or of another model; what differs is named.
+    """
+    folder = Path(folder)
+    adapters = _read(folder)
+    lacking = {name: value for name, value in adapters.changes.items() if _plain(model, name) != value}
+    if adapters.model["class"] != type(model).__name__:
+        raise ValueError(f"{folder} has adapters of a {adapters.model['class']}, not of a {type(model).__name__}")
+    mine = {"class": type(model).__name__, **model.config.to_dict()}
+    for name, value in adapters.model.items():
+        if name not in (*_FREE, *adapters.changes) and mine.get(name) != value:
+            raise ValueError(
+                f"{folder} has adapters of another model: its {name} is {value!r}, and this one's {mine.get(name)!r}"
+            )
+    if lacking:
+        if model.config.vocab_size not in (adapters.tokens, adapters.model["vocab_size"]):
+            raise ValueError(
+                f"{folder} has adapters of another model: it had {adapters.tokens} tokens, and this one has "
+                f"{model.config.vocab_size}"
+            )
+        model = reshaped(model, **adapters.changes)
+    if _fingerprint(model, adapters.tokens) != adapters.base:
+        raise ValueError(f"{folder} has adapters of another model: its weights are others, in the same shapes")
+    _attach(model, adapters)
+    stored = _load_tensors(folder / WEIGHTS)
+    targets = _trained(model, adapters)
+    if stored.keys() != targets.keys():
+        odd = min(stored.keys() ^ targets.keys())
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {'lacks' if odd in targets else 'has'} {odd}")
+    with torch.no_grad():
+        for name, target in targets.items():
+            if target.shape != stored[name].shape:
+                raise ValueError(
+                    f"{folder / WEIGHTS}: {name} has shape {tuple(stored[name].shape)}, not {tuple(target.shape)}"
+                )
+            target.copy_(stored[name])
+    return model, adapters
+
+
+def _read(folder: Path) -> Adapters:
+    values = read_json(folder / SETTINGS)
+    if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
+        raise ValueError(f"{folder / SETTINGS} is of no adapters that this pygpt reads")
+    if values.keys() != {field.name for field in fields(Adapters)}:
+        raise ValueError(f"{folder / SETTINGS} is damaged: its entries are {', '.join(values)}")
+    return Adapters(**{**values, "targets": tuple(values["targets"])})
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _maps(model: Transformer) -> Iterator[tuple[str, Linear]]:
+    """The linear maps inside the blocks, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and ("blocks." in name):
+            yield name, module
+
+
+def _whole(model: Transformer, name: str) -> bool:
+    """Whether a parameter is trained whole: that of a head which the base need not have had."""
+    return bool(getattr(model.config, "labels", ())) and name.startswith(HEADS)
+
+
+def _plain(model: Transformer, name: str) -> Any:
+    return model.config.to_dict()[name]
+
+
+def _trained(model: Transformer, adapters: Adapters) -> dict[str, Tensor]:
+    """What is saved, as views of the model's parameters."""
+    trained: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if name in TABLES:
+            if adapters.tokens < len(parameter):
+                trained[name] = parameter[adapters.tokens :]
+        elif parameter.requires_grad:
+            trained[name.replace("parametrizations.weight.0.", "lora_")] = parameter
+    return trained
+
+
+def _fingerprint(model: Transformer, tokens: int) -> str:
+    """A hash of what the base had: names and values of its weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        if _whole(model, name):
+            continue
+        weight = parameter.detach()[:tokens] if name in TABLES else parameter.detach()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class _NewRowsOnly:
+    """Keeps the gradient of a table's first rows at zero."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[: self._rows] = 0
+        return gradient
