@@ -61,6 +61,21 @@ class KeyValueCache:
         """Count the new tokens, when all layers have them."""
         self.lengths = self._after
 
+    def reorder(self, rows: Tensor) -> None:
+        """Give each row what another had, as searches do that go on from their best rows.
+
+        Args:
+            rows: (B,) int64, for each row the one whose tokens it takes.
+        """
+        changed = (rows != torch.arange(len(rows), device=rows.device)).nonzero().flatten()
+        if len(changed) == 0:
+            return
+        sources = rows.index_select(0, changed)
+        longest = int(self.lengths.index_select(0, sources).max())
+        for layer in self._layers:
+            layer.copy_rows(changed, sources, longest)
+        self.lengths = self.lengths.index_select(0, rows)
+
     def repeated(self, times: int) -> KeyValueCache:
         """A cache in which each row stands that many times, one after the other."""
         out = KeyValueCache(len(self.lengths) * times, self.capacity, self.lengths.device)
@@ -93,6 +108,13 @@ class LayerCache:
         self._cache.write(self._k, k)
         self._cache.write(self._v, v)
         return self._k, self._v
+
+    def copy_rows(self, targets: Tensor, sources: Tensor, time: int) -> None:
+        """This layer for `KeyValueCache.reorder`: the first ``time`` places of some rows to others."""
+        for storage in (self._k, self._v):
+            if storage is not None:
+                part = storage[:, :time]
+                part.index_copy_(0, targets, part.index_select(0, sources))
 
     def repeated(self, cache: KeyValueCache, times: int) -> LayerCache:
         """This layer for `KeyValueCache.repeated`."""

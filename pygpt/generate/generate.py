@@ -59,7 +59,6 @@ def generate(
     model: LanguageModel,
     ids: Tensor,
     max_new_tokens: int = 64,
-    *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,

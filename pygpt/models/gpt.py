@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pygpt import generate as decoding
 from pygpt import ops
 from pygpt.models.block import Block, make_norm, position_table, run_blocks
 from pygpt.models.config import GPTConfig
@@ -17,7 +18,7 @@ from pygpt.models.transformer import Transformer
 from pygpt.nn import Embedding, Linear
 
 if TYPE_CHECKING:
-    from pygpt.generate import KeyValueCache, TokenBytes
+    from pygpt.generate import KeyValueCache
 
 
 class GPT(Transformer):
@@ -173,51 +174,9 @@ class GPT(Transformer):
             x = self.norm(x)
         return x
 
-    def generate(
-        self,
-        ids: Tensor,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | Sequence[int] | Tensor = 0,
-        prompt_lengths: Sequence[int] | Tensor | None = None,
-        num_samples: int = 1,
-        stop_tokens: Sequence[int] = (),
-        stop: str | Sequence[str] = (),
-        tokenizer: TokenBytes | None = None,
-        overflow: str = "error",
-        return_logprobs: bool = False,
-        stream: Callable[[int, int], None] | None = None,
-        exact: bool | None = None,
-        pad_token: int = 0,
-    ) -> Any:
-        """Sample tokens after prompts; `pygpt.generate.generate` says everything."""
-        from pygpt.generate import generate  # which imports this module
-
-        return generate(
-            self,
-            ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            prompt_lengths=prompt_lengths,
-            num_samples=num_samples,
-            stop_tokens=stop_tokens,
-            stop=stop,
-            tokenizer=tokenizer,
-            overflow=overflow,
-            return_logprobs=return_logprobs,
-            stream=stream,
-            exact=exact,
-            pad_token=pad_token,
-        )
+    generate = decoding.generate
+    beam_search = decoding.beam_search
+    contrastive_search = decoding.contrastive_search
 
     def _blocks(self) -> Iterator[Block]:
         return iter(self.blocks)  # type: ignore[arg-type]

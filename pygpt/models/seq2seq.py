@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pygpt import generate as decoding
 from pygpt import ops
 from pygpt.models.block import Memory, Stack
 from pygpt.models.config import DERIVED, TransformerConfig
@@ -19,7 +20,7 @@ from pygpt.models.transformer import Transformer
 from pygpt.nn import Embedding, Linear
 
 if TYPE_CHECKING:
-    from pygpt.generate import KeyValueCache, TokenBytes
+    from pygpt.generate import Beams, Generation, KeyValueCache, TokenBytes
 
 
 def _transformer(num_heads: int, embedding_dim: int) -> dict[str, Any]:
@@ -326,8 +327,78 @@ class Seq2Seq(Transformer):
             ValueError: naming the argument that does not fit, before any work.
             TypeError: if a type or dtype does not fit.
         """
-        from pygpt.generate import generate  # which imports this module
+        writer, prompts = self._writing(source, source_lengths, ids, stop_tokens)
+        return decoding.generate(
+            writer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            prompt_lengths=prompt_lengths,
+            num_samples=num_samples,
+            stop=stop,
+            tokenizer=tokenizer,
+            return_logprobs=return_logprobs,
+            stream=stream,
+            exact=exact,
+            **prompts,
+        )
 
+    def beam_search(
+        self,
+        source: Tensor,
+        max_new_tokens: int = 64,
+        *,
+        source_lengths: Sequence[int] | Tensor | None = None,
+        ids: Tensor | None = None,
+        stop_tokens: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Beams:
+        """Search for probable targets of sources.
+
+        Args:
+            source: (batch, source time) int64.
+            max_new_tokens: the most tokens to add.
+            source_lengths: (batch,) 0 to source time.
+            ids: (batch, time) int64, how the targets begin; None: with ``start_token``.
+            stop_tokens: a target ends after one of these; None: after ``end_token``.
+            options: the others of `pygpt.generate.beam_search`.
+
+        Raises: as `pygpt.generate.beam_search`.
+        """
+        writer, prompts = self._writing(source, source_lengths, ids, stop_tokens)
+        return decoding.beam_search(writer, max_new_tokens=max_new_tokens, **prompts, **options)
+
+    def contrastive_search(
+        self,
+        source: Tensor,
+        max_new_tokens: int = 64,
+        *,
+        source_lengths: Sequence[int] | Tensor | None = None,
+        ids: Tensor | None = None,
+        stop_tokens: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Tensor | Generation:
+        """Write targets of sources without repetition; arguments as in `beam_search`.
+
+        The options are those of `pygpt.generate.contrastive_search`, whose result this is.
+
+        Raises: as `pygpt.generate.contrastive_search`.
+        """
+        writer, prompts = self._writing(source, source_lengths, ids, stop_tokens)
+        return decoding.contrastive_search(writer, max_new_tokens=max_new_tokens, **prompts, **options)
+
+    def _writing(
+        self,
+        source: Tensor,
+        source_lengths: Sequence[int] | Tensor | None,
+        ids: Tensor | None,
+        stop_tokens: Sequence[int] | None,
+    ) -> tuple[_Writer, dict[str, Any]]:
+        """What writes targets of these sources, and how they begin and end. Raises: as `generate`."""
         config = self.config
         if source_lengths is not None:
             source_lengths = torch.as_tensor(source_lengths, device=source.device)
@@ -338,26 +409,8 @@ class Seq2Seq(Transformer):
             raise ValueError(f"ids must have a row for each of the {len(source)} sources, but has {len(ids)}")
         if stop_tokens is None:
             stop_tokens = () if config.end_token is None else (config.end_token,)
-        return generate(
-            _Writer(self, source, source_lengths),
-            ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            prompt_lengths=prompt_lengths,
-            num_samples=num_samples,
-            stop_tokens=stop_tokens,
-            stop=stop,
-            tokenizer=tokenizer,
-            return_logprobs=return_logprobs,
-            stream=stream,
-            exact=exact,
-            pad_token=config.pad_token,
-        )
+        writer = _Writer(self, source, source_lengths)
+        return writer, {"ids": ids, "stop_tokens": stop_tokens, "pad_token": config.pad_token}
 
     def _embed(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
         """Embeddings of tokens, (B, T, C), without their positions."""
