@@ -67,8 +67,9 @@ MAY_INCLUDE = {
     "cuda/matmul": {"core", "ops", "cuda", "cuda/tiles", "cuda/ptx"},
     "cuda/tiles": {"core", "cuda", "cuda/ptx"},
     "cuda/ptx": set(),
+    "session": {"core", "ops", "cpu/thread_pool.h"},
     "bindings": {
-        *("core", "ops", "cpu/thread_pool.h", "cpu/measure.h", "cuda/devices.h", "cuda/execution.h"),
+        *("core", "ops", "session", "cpu/thread_pool.h", "cpu/measure.h", "cuda/devices.h", "cuda/execution.h"),
         *("launch.h", "memory.h", "options.h", "touch.h"),  # the emulator's (tests/emulator/src), in pygpt._C_emulated
     },
 }

@@ -9,7 +9,7 @@ namespace {
 void forward(py::handle x, py::handle y, py::handle out) {
     Call call;
     const add::Forward arguments{.x = call.input(x, "x"), .y = call.input(y, "y"), .out = call.output(out, "out")};
-    call.run([&] { add::forward(arguments); });
+    call.run(add::forward, arguments);
 }
 
 void backward(py::handle grad_out, py::handle grad_y) {

@@ -47,7 +47,7 @@ struct Function {
 
 void forward(Call& call, Problem problem, py::handle out, py::handle lse) {
     const attention::Forward arguments{problem, call.output(out, "out"), call.output(lse, "lse")};
-    call.run([&] { attention::forward(arguments); });
+    call.run(attention::forward, arguments);
 }
 
 void weights(Call& call, Problem problem, py::handle lse, py::handle out) {

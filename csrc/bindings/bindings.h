@@ -1,4 +1,4 @@
-// One function per op: adds the op's Python functions to the module.
+// One function per op, and one for sessions: adds their Python functions to the module.
 #ifndef PYGPT_BINDINGS_BINDINGS_H
 #define PYGPT_BINDINGS_BINDINGS_H
 
@@ -19,6 +19,7 @@ void add_layer_norm(pybind11::module_& module);
 void add_linear(pybind11::module_& module);
 void add_linear_cross_entropy(pybind11::module_& module);
 void add_sample(pybind11::module_& module);
+void add_session(pybind11::module_& module);
 
 }  // namespace pygpt::bindings
 

@@ -118,7 +118,7 @@ TensorView Call::add(const TensorView& tensor, bool written) {
     return tensor;
 }
 
-void Call::run(void (*op)(void*), void* f) {
+void Call::run_now(void (*op)(const void*), const void* f) {
 #if defined(PYGPT_CUDA)
     if (cuda_device_) {
         TorchScratch scratch(*cuda_device_);

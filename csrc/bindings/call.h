@@ -2,7 +2,7 @@
 //
 //     Call call;
 //     const add::Forward arguments{.x = call.input(x, "x"), .y = call.input(y, "y"), .out = call.output(out, "out")};
-//     call.run([&] { add::forward(arguments); });
+//     call.run(add::forward, arguments);
 #ifndef PYGPT_BINDINGS_CALL_H
 #define PYGPT_BINDINGS_CALL_H
 
@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "bindings/tensors.h"
+#include "core/error.h"
 #include "core/tensor_view.h"
+#include "session/recording.h"
 
 namespace pygpt::bindings {
 
@@ -33,15 +35,27 @@ class Call {
     }
 
     // Runs the op without the GIL: on as many threads as torch uses, in the kernels' floating-point mode, or on the
-    // current stream of the device that the tensors are on.
+    // current stream of the device that the tensors are on. Where the thread records a decoding step, it is kept there.
+    template <class Arguments>
+    void run(void (*op)(Arguments), const Arguments& arguments) {
+        run_now([&] { op(arguments); });
+        if (session::Recording* const recording = session::Recording::current()) recording->add(op, arguments);
+    }
+
+    // The same for what no decoding step has.
     template <class F>
-    void run(F&& op) {
-        run([](void* f) { (*static_cast<std::remove_reference_t<F>*>(f))(); }, &op);
+    void run(const F& op) {
+        if (session::Recording::current()) throw ValueError("a decoding step that is recorded has no such op");
+        run_now(op);
     }
 
   private:
     TensorView add(const TensorView& tensor, bool written);
-    void run(void (*op)(void*), void* f);
+    template <class F>
+    void run_now(const F& op) {
+        run_now([](const void* f) { (*static_cast<const F*>(f))(); }, &op);
+    }
+    void run_now(void (*op)(const void*), const void* f);
 
     // A tensor's memory, from its first element to its last.
     struct Extent {

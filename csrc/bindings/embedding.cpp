@@ -10,7 +10,7 @@ void forward(py::handle ids, py::handle table, py::handle out) {
     Call call;
     const embedding::Forward arguments{
         .ids = call.input(ids, "ids"), .table = call.input(table, "table"), .out = call.output(out, "out")};
-    call.run([&] { embedding::forward(arguments); });
+    call.run(embedding::forward, arguments);
 }
 
 void backward(py::handle grad_out, py::handle ids, py::handle grad_table) {

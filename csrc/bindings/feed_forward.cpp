@@ -21,7 +21,7 @@ void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, p
         .out = call.output(out, "out"),
         .pre_activation = call.optional_output(pre_activation, "pre_activation"),
     };
-    call.run([&] { feed_forward::forward(arguments); });
+    call.run(feed_forward::forward, arguments);
 }
 
 void backward(py::handle grad_out, py::handle x, py::handle w_in, py::handle w_out, py::handle pre_activation,

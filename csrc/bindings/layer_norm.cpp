@@ -20,7 +20,7 @@ void forward(py::handle x, py::handle residual, py::handle weight, py::handle bi
         .mean = call.optional_output(mean, "mean"),
         .rstd = call.optional_output(rstd, "rstd"),
     };
-    call.run([&] { layer_norm::forward(arguments); });
+    call.run(layer_norm::forward, arguments);
 }
 
 void backward(py::handle grad_out, py::handle grad_sum, py::handle x, py::handle weight, py::handle mean,

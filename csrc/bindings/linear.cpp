@@ -20,7 +20,7 @@ void forward(py::handle x, py::handle weight, py::handle packed_weight, py::hand
         .out = call.output(out, "out"),
         .pre_activation = call.optional_output(pre_activation, "pre_activation"),
     };
-    call.run([&] { linear::forward(arguments); });
+    call.run(linear::forward, arguments);
 }
 
 void backward(py::handle grad_out, py::handle x, py::handle weight, py::handle pre_activation, py::handle activation,

@@ -85,6 +85,7 @@ PYBIND11_MODULE(PYGPT_MODULE, module) {
     add_linear(module);
     add_linear_cross_entropy(module);
     add_sample(module);
+    add_session(module);
 }
 
 }  // namespace pygpt::bindings

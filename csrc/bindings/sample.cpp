@@ -20,7 +20,7 @@ void forward(py::handle logits, py::handle temperature, py::handle top_k, py::ha
         .tokens = call.output(tokens, "tokens"),
         .logprobs = call.output(logprobs, "logprobs"),
     };
-    call.run([&] { sample::forward(arguments); });
+    call.run(sample::forward, arguments);
 }
 
 }  // namespace

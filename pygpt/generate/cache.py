@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pygpt.extension import EMULATED, C
+
 
 class KeyValueCache:
     """Keys and values of every layer, each row with its own length.
@@ -51,6 +53,10 @@ class KeyValueCache:
         self._slots = (slots + self._starts).flatten()
         return {"causal": True, "query_start": self.lengths, "key_lengths": self._after}
 
+    def has_layers(self) -> bool:
+        """Whether tokens were read."""
+        return bool(self._layers)
+
     def layer(self, index: int) -> LayerCache:
         """The cache of one layer."""
         while len(self._layers) <= index:
@@ -83,13 +89,51 @@ class KeyValueCache:
         out._layers = [layer.repeated(out, times) for layer in self._layers]
         return out
 
-    def write(self, storage: Tensor, new: Tensor) -> None:
-        """Put (B, T, G, D) of the new tokens into (B, capacity + 1, G, D).
+    def store(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+        """Put the new tokens' keys and values (B, T, G, D) into a layer's, (B, capacity + 1, G, D)."""
+        if k.device.type == "cpu" and not EMULATED and not k.requires_grad:
+            C.session_store(_unit_stride(k), _unit_stride(v), self._slots, k_cache, v_cache)
+            return
+        for cache, new in ((k_cache, k), (v_cache, v)):
+            cache.flatten(0, 1).index_copy_(0, self._slots, new.flatten(0, 1))
 
-        Not by ``storage[rows, slots] = new``: that wakes torch's threads, for however few numbers, and they spin where
-        pygpt's are about to compute.
-        """
-        storage.flatten(0, 1).index_copy_(0, self._slots, new.flatten(0, 1))
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class StepCache(KeyValueCache):
+    """A cache for steps of one token a row, in places that `find_places` writes into the same memory every time.
+
+    Keys and values go to the cache that it is made of, whose own lengths stay as they are.
+
+    Args:
+        cache: has layers already.
+
+    Attributes:
+        ids: (rows, 1) int64, the tokens of the step.
+    """
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        rows = len(cache.lengths)
+        super().__init__(rows, cache.capacity, cache.lengths.device)
+        self.ids = torch.zeros(rows, 1, dtype=torch.int64)
+        self.positions = torch.zeros(rows, 1, dtype=torch.int64)
+        self._slots = torch.zeros(rows, dtype=torch.int64)
+        self._after = torch.zeros(rows, dtype=torch.int64)
+        self._layers = [layer.shared(self) for layer in cache._layers]
+
+    def find_places(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> None:
+        """Make the last token of each row that is alive the step's; `RecordedStep` says what these are."""
+        places = self.ids, self.positions, self._slots, self.lengths, self._after
+        C.session_places(tokens, lengths, alive, self.capacity, *places)
+
+    def begin(self, time: int, new_tokens: Tensor | None) -> dict[str, Any]:
+        """The options of `pygpt.ops.attention` for the places that were found."""
+        return {"causal": True, "query_start": self.lengths, "key_lengths": self._after}
+
+    def end(self) -> None:
+        """There is nothing to count: the next step's places are found anew."""
 
 
 class LayerCache:
@@ -105,8 +149,7 @@ class LayerCache:
         if self._k is None or self._v is None:
             shape = (k.shape[0], self._cache.capacity + 1, *k.shape[2:])
             self._k, self._v = k.new_empty(shape), v.new_empty(shape)
-        self._cache.write(self._k, k)
-        self._cache.write(self._v, v)
+        self._cache.store(k, v, self._k, self._v)
         return self._k, self._v
 
     def copy_rows(self, targets: Tensor, sources: Tensor, time: int) -> None:
@@ -115,6 +158,12 @@ class LayerCache:
             if storage is not None:
                 part = storage[:, :time]
                 part.index_copy_(0, targets, part.index_select(0, sources))
+
+    def shared(self, cache: KeyValueCache) -> LayerCache:
+        """This layer's memory, for another cache."""
+        out = LayerCache(cache)
+        out._k, out._v = self._k, self._v
+        return out
 
     def repeated(self, cache: KeyValueCache, times: int) -> LayerCache:
         """This layer for `KeyValueCache.repeated`."""

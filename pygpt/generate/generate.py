@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pygpt import ops
 from pygpt.generate.cache import KeyValueCache
+from pygpt.generate.recording import RecordedStep, Unrecordable
 
 
 class TokenBytes(Protocol):
@@ -128,16 +129,17 @@ def generate(
     padding = torch.arange(time, device=ids.device) >= prompt_lengths.unsqueeze(1)
     tokens = ids.new_full((batch, time + max_new_tokens), pad_token)
     tokens[:, :time] = ids.masked_fill(padding, pad_token)
-    lengths, alive = prompt_lengths, torch.ones(batch, dtype=torch.bool, device=ids.device)
+    lengths, alive = prompt_lengths.clone(), torch.ones(batch, dtype=torch.bool, device=ids.device)
     logprobs = torch.zeros(rows, max_new_tokens, device=ids.device)
 
     with _evaluating(model), model.session(max_new_tokens):
         reader = _Reader(model, batch, min(time + max_new_tokens, model.config.context_length), ids.device)
-        if batch and max_new_tokens:
-            hidden = reader.read(tokens, lengths, alive).repeat_interleave(num_samples, dim=0)  # (R, C)
+        logits = reader.logits(tokens, lengths, alive) if batch and max_new_tokens else torch.empty(batch, 0)  # (B, V)
         if num_samples > 1:
             reader.cache = reader.cache.repeated(num_samples)
-            tokens, lengths, alive = (t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive))
+            tokens, lengths, alive, logits = (
+                t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive, logits)
+            )
         every_row = torch.arange(rows, device=ids.device)
         tails = [b""] * rows
         history = _history(tokens, lengths, model.config.vocab_size) if repetition_penalty != 1 else None
@@ -146,8 +148,7 @@ def generate(
             if not alive.any():
                 break
             if step:
-                hidden = reader.read(tokens, lengths, alive)
-            logits = model.logits(hidden)  # (R, V)
+                logits = reader.logits(tokens, lengths, alive)  # (R, V)
             chosen, _ = ops.sample(
                 logits if history is None else _penalise(logits, history, repetition_penalty),
                 temperature=temperature,
@@ -163,17 +164,49 @@ def generate(
             if history is not None:
                 history[every_row, chosen] |= alive
             tokens[every_row, lengths] = chosen
-            lengths = lengths + alive
-            alive = _tell_and_stop(chosen, alive, stops, tails, stream)
+            lengths += alive  # in place, as this and the next: a recorded step reads them
+            alive.copy_(_tell_and_stop(chosen, alive, stops, tails, stream))
     return Generation(tokens, lengths, logprobs) if return_logprobs else tokens
 
 
 class _Reader:
-    """Reads rows of tokens with the model, each token once while its row fits the context."""
+    """Reads rows of tokens with the model, each token once while its row fits the context.
+
+    The prompts are one pass. The next tokens are read by a recorded step, if the model allows that (those of rotary
+    positions, RMS norm or gates do not: some of their arithmetic is PyTorch's), and while no row leaves the context.
+    """
 
     def __init__(self, model: LanguageModel, batch: int, capacity: int, device: torch.device) -> None:
         self.model = model
         self.cache = KeyValueCache(batch, capacity, device)
+        self._may_record = True
+        self._recorded: RecordedStep | None = None
+
+    def logits(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
+        """The head at the last token of each row, (rows, vocabulary), until the next call; anything where not alive.
+
+        From the second call on, the arguments are the same tensors, with one more token in each row that is alive.
+        """
+        recorded = self._replay(tokens, lengths, alive)
+        return self.model.logits(self.read(tokens, lengths, alive)) if recorded is None else recorded
+
+    def _replay(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor | None:
+        """The logits by a recorded step, if that can be."""
+        if not self._may_record or not self.cache.has_layers():
+            return None
+        if int(lengths.max()) > self.cache.capacity:
+            self._may_record = False
+            if self._recorded is not None:
+                self.cache.lengths = (lengths - 1).clamp(max=self.cache.capacity)
+            return None
+        if self._recorded is not None:
+            return self._recorded.run()
+        try:
+            self._recorded = RecordedStep(self.model, self.cache, tokens, lengths, alive)
+        except Unrecordable:
+            self._may_record = False
+            return None
+        return self._recorded.logits
 
     def read(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
         """What the head sees at the last token of each row, (rows, width); anything in rows that are not alive.

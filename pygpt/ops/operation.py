@@ -4,13 +4,16 @@ An `Operation` holds the pieces of one op and picks the cheapest path that is ri
 
 * eager and without gradient: the kernel call itself;
 * eager with gradient: an `torch.autograd.Function` in its ctx form (``setup_context`` costs four times as much);
-* under ``torch.compile``, with fake tensors or subclasses, or inside a dispatch mode: ``torch.ops.pygpt.<name>``.
+* under ``torch.compile``, with fake tensors or subclasses, or inside a dispatch mode: ``torch.ops.pygpt.<name>``;
+* while a decoding step is recorded (`pygpt.generate.recording`): the kernel call, and the tensors are kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -25,6 +28,23 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Recording(threading.local):
+    memory: list[Any] | None = None
+
+
+_recording = _Recording()
+
+
+@contextlib.contextmanager
+def recording(memory: list[Any]) -> Iterator[None]:
+    """Inside, ops run without gradient and in place, and ``memory`` keeps alive what they read."""
+    _recording.memory = memory
+    try:
+        yield
+    finally:
+        _recording.memory = None
 
 
 class Operation:
@@ -75,7 +95,11 @@ class Operation:
             elif isinstance(argument, Tensor):
                 return self._library_op(*arguments)
         if _len_torch_dispatch_stack() > 0:
-            return self._library_op(*arguments)
+            if _recording.memory is None:
+                return self._library_op(*arguments)
+            # The memory itself: a parameter's tensor may be given another one.
+            _recording.memory.extend(x.detach() for x in arguments if isinstance(x, Tensor))
+            return self._inference(*arguments)
         if _are_functorch_transforms_active():
             raise NotImplementedError(f"pygpt.{self.name} does not support torch.func transforms")
         if forward_ad._current_level >= 0 and any(isinstance(x, Tensor) and _has_tangent(x) for x in arguments):

@@ -1,0 +1,103 @@
+#include "session/cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "cpu/thread_pool.h"
+#include "ops/check.h"
+
+namespace pygpt::session {
+namespace {
+
+constexpr std::int64_t tokens_per_task = 32;
+
+std::int64_t* integers(const TensorView& tensor) {
+    return static_cast<std::int64_t*>(tensor.data);
+}
+
+void check_integers(const check::Named& argument, std::initializer_list<std::int64_t> shape) {
+    check::dtype_is(argument, DType::int64, "as places and tokens are");
+    check::on_device(argument, {DeviceType::cpu, 0}, "where caches are");
+    check::shape_is(argument, shape, "one for each row");
+    check::contiguous(argument);
+}
+
+// New keys or values, and the cache that they go to.
+void check_pair(const check::Named& fresh, const check::Named& cache) {
+    check::on_device(fresh, {DeviceType::cpu, 0}, "where caches are");
+    check::dimensions_are(fresh, 4, "(batch, time, kv_heads, head_dim)");
+    check::dimensions_are(cache, 4, "(batch, capacity + 1, kv_heads, head_dim)");
+    check::dtype_is(cache, fresh.tensor.dtype, "that of what it stores");
+    check::on_device(cache, fresh.tensor.device, "where new keys and values are");
+    check::contiguous(cache);
+    const std::int64_t* shape = fresh.tensor.shape;
+    check::shape_is(cache, {shape[0], cache.tensor.shape[1], shape[2], shape[3]}, "as many heads as what it stores");
+    if (shape[3] > 1 && fresh.tensor.strides[3] != 1) {
+        throw ValueError(text(fresh.name, " must have a last dimension of stride 1"));
+    }
+}
+
+void copy_token(const TensorView& fresh, std::int64_t row, std::int64_t time, const TensorView& cache,
+                std::int64_t slot) {
+    const std::int64_t size = bytes_of(fresh.dtype);
+    const std::int64_t head_bytes = fresh.shape[3] * size;
+    const auto* from = static_cast<const char*>(fresh.data) + (row * fresh.strides[0] + time * fresh.strides[1]) * size;
+    auto* to = static_cast<char*>(cache.data) + slot * fresh.shape[2] * head_bytes;
+    for (std::int64_t head = 0; head < fresh.shape[2]; ++head) {
+        std::memcpy(to + head * head_bytes, from + head * fresh.strides[2] * size,
+                    static_cast<std::size_t>(head_bytes));
+    }
+}
+
+}  // namespace
+
+void find_places(Places arguments) {
+    const Places& a = arguments;
+    check::dimensions_are({"tokens", a.tokens}, 2, "(rows, most tokens)");
+    const std::int64_t rows = a.tokens.shape[0], most = a.tokens.shape[1];
+    check_integers({"tokens", a.tokens}, {rows, most});
+    check_integers({"lengths", a.lengths}, {rows});
+    check::dtype_is({"alive", a.alive}, DType::boolean, "whether a row goes on");
+    check::shape_is({"alive", a.alive}, {rows}, "one for each row");
+    check::contiguous({"alive", a.alive});
+    check_integers({"ids", a.ids}, {rows, 1});
+    check_integers({"positions", a.positions}, {rows, 1});
+    check_integers({"slots", a.slots}, {rows});
+    check_integers({"query_start", a.query_start}, {rows});
+    check_integers({"key_lengths", a.key_lengths}, {rows});
+    const std::int64_t limit = std::min(most, a.capacity);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const std::int64_t length = integers(a.lengths)[row];
+        const bool alive = static_cast<const std::uint8_t*>(a.alive.data)[row] != 0;
+        if (alive && (length < 1 || length > limit)) {
+            throw ValueError(text("lengths[", row, "] is ", length, ", but must be at least 1 and at most ", limit));
+        }
+        const std::int64_t place = alive ? length - 1 : 0;
+        integers(a.ids)[row] = alive ? integers(a.tokens)[row * most + place] : 0;
+        integers(a.positions)[row] = place;
+        integers(a.slots)[row] = row * (a.capacity + 1) + (alive ? place : a.capacity);
+        integers(a.query_start)[row] = place;
+        integers(a.key_lengths)[row] = alive ? length : 0;
+    }
+}
+
+void store(Store arguments) {
+    const Store& a = arguments;
+    check_pair({"k", a.k}, {"k_cache", a.k_cache});
+    check_pair({"v", a.v}, {"v_cache", a.v_cache});
+    check::shape_is({"v", a.v}, {a.k.shape[0], a.k.shape[1], a.k.shape[2], a.k.shape[3]}, "that of k");
+    check::shape_is({"v_cache", a.v_cache}, {a.k.shape[0], a.k_cache.shape[1], a.k.shape[2], a.k.shape[3]},
+                    "that of k_cache");
+    const std::int64_t time = a.k.shape[1], tokens = a.k.shape[0] * time;
+    check_integers({"slots", a.slots}, {tokens});
+    check::indices_in({"slots", a.slots}, a.k.shape[0] * a.k_cache.shape[1], std::nullopt, "the cache's slots");
+    cpu::parallel_for((tokens + tokens_per_task - 1) / tokens_per_task, [&](std::int64_t task) {
+        for (std::int64_t i = task * tokens_per_task; i < std::min(tokens, (task + 1) * tokens_per_task); ++i) {
+            copy_token(a.k, i / time, i % time, a.k_cache, integers(a.slots)[i]);
+            copy_token(a.v, i / time, i % time, a.v_cache, integers(a.slots)[i]);
+        }
+    });
+}
+
+}  // namespace pygpt::session

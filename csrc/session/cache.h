@@ -1,0 +1,41 @@
+// The key/value cache of a batch on the CPU: where a step's tokens stand in it, and how their keys and values get
+// there.
+//
+// A cache has `capacity` places for each row and one more, which no query sees: what belongs to no token goes there. A
+// slot is a place in the whole cache: row · (capacity + 1) + place.
+#ifndef PYGPT_SESSION_CACHE_H
+#define PYGPT_SESSION_CACHE_H
+
+#include <cstdint>
+
+#include "core/tensor_view.h"
+
+namespace pygpt::session {
+
+// A step reads the last token of each row that is alive. All tensors contiguous, on the CPU, int64 but for alive.
+struct Places {
+    TensorView tokens;   // (R, L): each row's tokens, from its first
+    TensorView lengths;  // (R,): how many there are, 1 to the smaller of L and the capacity
+    TensorView alive;    // (R,), bool
+    std::int64_t capacity;
+    // The results. Of a row that is not alive: token 0, in the place that no query sees, and it sees no key.
+    TensorView ids;          // (R, 1)
+    TensorView positions;    // (R, 1)
+    TensorView slots;        // (R,)
+    TensorView query_start;  // (R,)
+    TensorView key_lengths;  // (R,)
+};
+
+// Copies keys and values of new tokens to their slots.
+struct Store {
+    TensorView k, v;              // (B, T, G, D), last dimension of stride 1
+    TensorView slots;             // (B · T,) int64, contiguous
+    TensorView k_cache, v_cache;  // (B, capacity + 1, G, D), contiguous
+};
+
+void find_places(Places arguments);
+void store(Store arguments);
+
+}  // namespace pygpt::session
+
+#endif

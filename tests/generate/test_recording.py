@@ -1,0 +1,213 @@
+"""A recorded step gives the bits of the model's own pass; what cannot be replayed is refused by name."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from pygpt.extension import EMULATED
+from pygpt.generate import KeyValueCache, generate, recording
+from pygpt.generate.recording import RecordedStep, Unrecordable
+from tests.models.test_config import small
+from tests.models.test_gpt import lively, tokens
+from tests.support import assert_same_bits, random_generator, threads
+
+pytestmark = pytest.mark.skipif(EMULATED, reason="steps are recorded on the CPU only")
+
+
+def prefilled(model, ids, lengths, capacity):
+    """A cache of all but the last token of each row."""
+    cache = KeyValueCache(len(ids), capacity, torch.device("cpu"))
+    model.hidden(ids, lengths=lengths - 1, cache=cache)
+    return cache
+
+
+@settings(max_examples=30)
+@given(
+    changes=st.fixed_dictionaries(
+        {
+            "positions": st.sampled_from(["learned", "sinusoidal", "none"]),
+            "norm": st.sampled_from(["pre", "post"]),
+            "activation": st.sampled_from(["gelu_tanh", "gelu", "relu"]),
+            "num_kv_heads": st.sampled_from([1, 2, 4]),
+            "head_dim": st.sampled_from([5, 6, 16]),
+            "attention_windows": st.sampled_from([(None,), (None, 3)]),
+            "bias": st.booleans(),
+            "tie_head": st.booleans(),
+        }
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    rows=st.sampled_from([1, 3]),
+    packed=st.booleans(),
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+)
+@torch.no_grad()
+def test_replays_give_the_bits_of_a_whole_pass(changes, dtype, rows, packed, counts):
+    """Rows of different lengths, of which one is not alive, on different numbers of threads."""
+    generator = random_generator()
+    model = lively(small(**changes), dtype)
+    sequences = tokens(model, rows, 16)
+    lengths = torch.randint(1, 9, (rows,), generator=generator)
+    alive = torch.ones(rows, dtype=torch.bool)
+    alive[1:2] = False
+    with model.session(12 if packed else 0):
+        cache = prefilled(model, sequences, lengths, 16)
+        step = None
+        for number in range(7):
+            with threads(counts[number % len(counts)]):
+                if step is None:
+                    step = RecordedStep(model, cache, sequences, lengths, alive)
+                    logits = step.logits
+                else:
+                    logits = step.run()
+            for row in range(rows):
+                if alive[row]:
+                    whole = model(sequences[row : row + 1, : lengths[row]])[0, -1]
+                    assert_same_bits(logits[row], whole, f"row {row}, step {number}")
+            lengths += alive
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 7, "top_p": 0.9}, {"repetition_penalty": 1.3}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overflow", ["error", "slide"])
+def test_generate_gives_the_same_with_and_without_recording(monkeypatch, options, dtype, overflow):
+    model = lively(small(attention_windows=(None, 5)), dtype)
+    ids, lengths = tokens(model, 3, 6), torch.tensor([6, 1, 4])
+    new = 10 if overflow == "error" else 20
+    options = {**options, "prompt_lengths": lengths, "num_samples": 2, "return_logprobs": True}
+    runs = []
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordedStep, "run", lambda self, run=RecordedStep.run: runs.append(1) or run(self))
+        recorded = [model.generate(ids, new, overflow=overflow, **options)]
+    assert len(runs) >= 8
+    options["stop_tokens"] = [int(recorded[0].tokens[0, 6 + 4])]  # so that a row ends early
+    recorded.append(model.generate(ids, new, overflow=overflow, **options))
+    monkeypatch.setattr(sys.modules[generate.__module__], "RecordedStep", refuse)
+    plain = [model.generate(ids, new, overflow=overflow, **{**options, "stop_tokens": []})]
+    plain.append(model.generate(ids, new, overflow=overflow, **options))
+    for ours, right in zip(recorded, plain, strict=True):
+        assert torch.equal(ours.tokens, right.tokens)
+        assert torch.equal(ours.lengths, right.lengths)
+        assert_same_bits(ours.logprobs, right.logprobs, "log-probabilities")
+
+
+def refuse(*_):
+    raise Unrecordable("not today")
+
+
+@torch.no_grad()
+def refusal(model) -> str:
+    ids = tokens(model, 2, 3)
+    cache = prefilled(model, ids, torch.tensor([3, 3]), 8)
+    with pytest.raises(Unrecordable) as error, model.session():
+        RecordedStep(model, cache, ids, torch.tensor([3, 3]), torch.tensor([True, True]))
+    return str(error.value)
+
+
+def test_a_kernel_of_pytorchs_is_refused_by_its_name_and_its_module(monkeypatch):
+    model = lively(small())
+    inner = model.blocks[1].feed_forward
+    monkeypatch.setattr(inner, "forward", lambda x, forward=inner.forward: forward(x).mul(2))
+    assert refusal(model) == "FeedForward blocks.1.feed_forward runs aten.mul.Tensor, which is no op of pygpt"
+
+
+@pytest.mark.parametrize(
+    "changes, kernel",
+    [({"positions": "rope", "head_dim": 6}, "mul"), ({"norm_type": "rms"}, "neg"), ({"activation": "swiglu"}, "silu")],
+)
+def test_what_is_still_pytorchs_in_llama(changes, kernel):
+    model = lively(small(**changes))
+    assert f"aten.{kernel}" in refusal(model)
+    ids = tokens(model, 1, 4)
+    out = model.generate(ids, 5, temperature=0.0)
+    for length in range(4, 9):
+        assert int(model(out[:, :length])[0, -1].argmax()) == int(out[0, length])
+
+
+def test_hooks_and_training_are_refused():
+    model = lively(small())
+    with_hook = model.blocks[0].attention
+    handle = with_hook.register_forward_hook(lambda *_: None)
+    assert refusal(model) == "MultiHeadAttention blocks.0.attention has hooks, which a replay would not call"
+    handle.remove()
+    model.blocks[1].norm_2.train()
+    assert refusal(model) == "LayerNorm blocks.1.norm_2 is in training mode"
+
+
+def test_a_dispatch_mode_is_not_passed_by():
+    model = lively(small())
+    with FlopCounterMode(display=False):
+        assert "dispatch mode" in refusal(model)
+
+
+@torch.no_grad()
+def test_a_parameter_that_is_replaced_does_no_harm():
+    model = lively(small())
+    ids, lengths, alive = tokens(model, 1, 5), torch.tensor([5]), torch.tensor([True])
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attention\.qkv\.weight was changed"), model.session():
+        step = RecordedStep(model, prefilled(model, ids, lengths, 8), ids, lengths, alive)
+        before = step.logits.clone()
+        weight = model.blocks[0].attention.qkv.weight
+        weight.add_(1)
+        weight.data = torch.zeros_like(weight)
+        model.blocks[1].feed_forward.up.weight = torch.nn.Parameter(torch.zeros(96, 24))
+        gc.collect()
+        after = step.run()  # reads the memory that it was recorded with
+    assert after.isfinite().all()
+    assert not torch.equal(before, after)
+
+
+@torch.no_grad()
+def test_what_a_step_reads_is_checked_in_every_run():
+    model = lively(small())
+    ids, lengths, alive = tokens(model, 1, 8), torch.tensor([3]), torch.tensor([True])
+    with model.session():
+        step = RecordedStep(model, prefilled(model, ids, lengths, 8), ids, lengths, alive)
+        right = step.logits.clone()
+        for wrong in (0, -1, 9):
+            lengths.fill_(wrong)
+            with pytest.raises(ValueError, match=rf"lengths\[0\] is {wrong}, but must be at least 1 and at most 8"):
+                step.run()
+        lengths.fill_(3)
+        token = int(ids[0, 2])
+        ids[0, 2] = 23
+        with pytest.raises(ValueError, match=r"ids\[0, 0\] is 23"):
+            step.run()
+        ids[0, 2] = token
+        assert_same_bits(step.run(), right, "after errors")
+
+
+def test_only_a_recording_can_be_replayed():
+    for wrong in (datetime.datetime_CAPI, None, 3):
+        with pytest.raises(TypeError):
+            recording.C.session_run(wrong)
+    begun = recording.C.session_begin()
+    with pytest.raises(ValueError, match="recorded on this thread already"):
+        recording.C.session_begin()
+    recording.C.session_end(begun)
+    recording.C.session_run(begun)  # nothing was recorded
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_keys_and_values_go_to_their_slots(strided, generator):
+    k = torch.randn(2, 3, 2, 5, generator=generator)
+    v = torch.randn(2, 3, 2, 5, generator=generator)
+    if strided:
+        k, v = (torch.stack([x, x], dim=2)[:, :, 1] for x in (k, v))
+    caches = torch.zeros(2, 2, 7, 2, 5)
+    slots = torch.tensor([0, 1, 6, 7, 12, 9])
+    recording.C.session_store(k, v, slots, *caches)
+    for cache, x in zip(caches, (k, v), strict=True):
+        expected = torch.zeros(14, 2, 5).index_copy(0, slots, x.reshape(6, 2, 5))
+        assert_same_bits(cache.flatten(0, 1), expected, "cache")
+    with pytest.raises(ValueError, match=r"slots\[2\] is 14"):
+        recording.C.session_store(k, v, torch.tensor([0, 1, 14, 0, 0, 0]), *caches)
+    with pytest.raises(ValueError, match="v must have shape"):
+        recording.C.session_store(k, v[:, :2], slots, *caches)
