@@ -194,6 +194,7 @@ class LoadedModule:
         cluster: Shape = 1,
         args: Sequence[Any] = (),
         readonly: Sequence[np.ndarray] = (),
+        mapped: Sequence[np.ndarray] = (),
         shared: int = 0,
         extents: dict[int, int] | None = None,
     ) -> None:
@@ -202,6 +203,7 @@ class LoadedModule:
         Args:
             args: arrays are passed as pointers to their memory, NumPy scalars and ``bytes`` by value.
             readonly: those of the arrays that the kernel must not write.
+            mapped: arrays that tensor maps among the arguments point to.
             shared: bytes of dynamic shared memory.
             extents: by argument, how many bytes of an array are device memory, if not all.
         Raises: DeviceFault with the report.
@@ -209,6 +211,9 @@ class LoadedModule:
         lib = self._device.apply()
         values: list[Any] = []
         registered: list[int] = []
+        for a in mapped:
+            lib.pygpt_emulator_register(a.ctypes.data, a.nbytes, 1)
+            registered.append(a.ctypes.data)
         for i, a in enumerate(args):
             if isinstance(a, np.ndarray):
                 assert a.flags.c_contiguous, "arrays on the device are contiguous"

@@ -240,6 +240,9 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
             mbarrier_check_async_use(w, *at, barrier_offset);
             shared_write(w, reader, *to, offset, bytes);
             set_in_flight(*to, offset, bytes, true);
+            if (tensor)
+                for (u32 word = offset / 4; word < (offset + bytes) / 4; ++word)
+                    to->cells[word].laid = static_cast<u8>(1 + swizzle) & 7;
             std::memset(to->shared.data() + offset, 0xff, bytes);
             Clock done = engine.knows;  // who sees the mbarrier's phase sees what the copy did
             if (done.own.size() <= engine.agent) done.own.resize(engine.agent + 1);

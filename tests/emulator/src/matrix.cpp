@@ -221,9 +221,10 @@ Descriptor decode_descriptor(Warp& w, u64 bits) {
             static_cast<u32>(bits >> 32 & 0x3fff) << 4, swizzles[bits >> 62]};
 }
 
+constexpr u32 widths[4] = {16, 32, 64, 128};  // of a swizzle, in bytes; 16 is none
+
 // Where the 16 bytes lie that hold element (mn, k) of a matrix and the following ones along its major dimension.
 u32 chunk_address(const Descriptor& d, u32 mn, u32 k, u32 bytes, bool mn_major) {
-    static constexpr u32 widths[4] = {16, 32, 64, 128};
     const u32 width = widths[d.swizzle];
     if (!mn_major) {
         const u32 along = k * bytes;
@@ -246,6 +247,9 @@ void load_matrix(Warp& w, const Actor& agent, u64 descriptor, u32 mn, u32 k, u32
             const u32 offset = chunk_address(d, i, j, bytes, mn_major);
             if (offset + 16 > block.shared.size()) fault(w, "wgmma reads outside of the block's shared memory");
             shared_read(w, agent, block, offset, 16);
+            if (const u32 laid = block.cells[offset / 4].laid; laid && laid - 1 != d.swizzle && options().check_async)
+                fault(w, "a descriptor with a swizzle of " + std::to_string(widths[d.swizzle]) +
+                             " bytes for what a tensor copy laid down with one of " + std::to_string(widths[laid - 1]));
             for (u32 e = 0; e < per_chunk; ++e) {
                 u32 x = 0;
                 std::memcpy(&x, block.shared.data() + offset + e * bytes, bytes);

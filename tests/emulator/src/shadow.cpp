@@ -174,6 +174,7 @@ void shared_write(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) 
         cell.epoch = w.epoch;
         cell.initialised |= mine;
         cell.barrier = 0;
+        cell.laid = 0;
         forget_reads(cell.reads, mine);
     }
 }

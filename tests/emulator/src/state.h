@@ -67,7 +67,8 @@ struct SharedCell {
     u32 epoch = 0;                      // of the writing warp: how often its lanes had synchronised
     u8 lane = 0xff;                     // that wrote; 0xff if it does not matter
     u8 initialised = 0, in_flight = 0;  // bytes that something wrote; that an asynchronous copy is going to write
-    u8 barrier = 0;                     // the bytes are (part of) an mbarrier
+    u8 barrier : 1 = 0;                 // the bytes are (part of) an mbarrier
+    u8 laid : 3 = 0;  // 1 + the swizzle (tensor_map.h) of the tensor copy that wrote them; 0 otherwise
 };
 struct GlobalCell {
     u32 launch = 0;  // the cell is blank unless it is of this launch
