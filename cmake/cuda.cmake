@@ -3,8 +3,11 @@
 #   PYGPT_CUDA                AUTO (where CUDA works), ON (or it is an error), OFF
 #   PYGPT_CUDA_ARCHITECTURES  CMake's notation: 90-real is machine code for sm_90, 80-virtual PTX of compute_80, 80 both
 #
-# Afterwards PYGPT_CUDA_BUILD says whether it is built, PYGPT_CUDA_CODE lists what it holds ("sm_80", "compute_80") and
-# PYGPT_CUDA_ABSENT says in words why it is not built. Included from the top level, since it enables a language.
+# Files named *_sm90.cu are Hopper's alone: they become machine code for sm_90a where the others have it for sm_90.
+#
+# Afterwards PYGPT_CUDA_BUILD says whether it is built, PYGPT_CUDA_CODE lists what it holds ("sm_80", "compute_80"),
+# PYGPT_CUDA_SM90A says whether sm_90a is among that, and PYGPT_CUDA_ABSENT in words why it is not built. Included from
+# the top level, since it enables a language.
 set(PYGPT_CUDA AUTO CACHE STRING "Build the CUDA part: AUTO (where CUDA works), ON (or it is an error), OFF")
 set_property(CACHE PYGPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(PYGPT_CUDA_ARCHITECTURES "" CACHE STRING
@@ -12,6 +15,7 @@ set(PYGPT_CUDA_ARCHITECTURES "" CACHE STRING
 
 set(PYGPT_CUDA_BUILD OFF)
 set(PYGPT_CUDA_CODE)
+set(PYGPT_CUDA_SM90A OFF)
 set(PYGPT_CUDA_ABSENT)
 
 # 80, 90 and the first member of the newest family as machine code (it runs on the whole family), PTX for all others.
@@ -115,6 +119,11 @@ if(PYGPT_CUDA_BUILD)
     string(REGEX REPLACE "-.*" "" number ${architecture})
     if(NOT architecture MATCHES "-virtual$")
       list(APPEND PYGPT_CUDA_CODE sm_${number})
+      if(number MATCHES "^90a?$")
+        list(APPEND PYGPT_CUDA_CODE sm_90a)
+        list(REMOVE_DUPLICATES PYGPT_CUDA_CODE)
+        set(PYGPT_CUDA_SM90A ON)
+      endif()
     endif()
     if(NOT architecture MATCHES "-real$")
       list(APPEND PYGPT_CUDA_CODE compute_${number})

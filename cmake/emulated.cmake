@@ -16,11 +16,14 @@ foreach(file IN LISTS PYGPT_CUDA_FILES ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/tests/e
   set(object ${CMAKE_CURRENT_BINARY_DIR}/emulated/${name}.o)
   cmake_path(GET object PARENT_PATH folder)
   file(MAKE_DIRECTORY ${folder})
+  set(codes -gencode arch=compute_90a,code=compute_90a)
+  if(NOT file IN_LIST PYGPT_CUDA_SM90_FILES)
+    list(PREPEND codes -gencode arch=compute_80,code=compute_80)
+  endif()
   add_custom_command(
     OUTPUT ${object}
     COMMAND ${CMAKE_CUDA_COMPILER_LAUNCHER} ${PYGPT_NVCC} -std=c++20 ${PYGPT_NVCC_FLAGS} -lineinfo -Xcompiler=-fPIC
-            -ccbin ${CMAKE_CXX_COMPILER} -gencode arch=compute_80,code=compute_80
-            -gencode arch=compute_90a,code=compute_90a --no-compress -cudart none -I${CMAKE_CURRENT_SOURCE_DIR}/csrc
+            -ccbin ${CMAKE_CXX_COMPILER} ${codes} --no-compress -cudart none -I${CMAKE_CURRENT_SOURCE_DIR}/csrc
             -MD -MF ${object}.d -c ${file} -o ${object}
     DEPENDS ${file}
     DEPFILE ${object}.d
@@ -29,5 +32,6 @@ foreach(file IN LISTS PYGPT_CUDA_FILES ITEMS ${CMAKE_CURRENT_SOURCE_DIR}/tests/e
 endforeach()
 
 # A torch built for CUDA loads the real CUDA runtime for the whole process: our calls must find the emulator's.
-pygpt_module(_C_emulated CUDA OBJECTS ${emulated_objects} DEFINITIONS PYGPT_EMULATED LIBRARIES pygpt_emulator)
+pygpt_module(_C_emulated CUDA OBJECTS ${emulated_objects} DEFINITIONS PYGPT_EMULATED PYGPT_CUDA_SM90A
+             LIBRARIES pygpt_emulator)
 target_link_options(_C_emulated PRIVATE -Wl,-Bsymbolic -Wl,--exclude-libs,ALL)

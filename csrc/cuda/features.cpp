@@ -15,6 +15,12 @@ namespace pygpt::cuda {
 
 namespace {
 
+#if defined(PYGPT_CUDA_SM90A)
+constexpr const char* why_no_sm90a = "";
+#else
+constexpr const char* why_no_sm90a = "this build has no machine code for sm_90a";
+#endif
+
 const Devices& known_devices() {
     static const Devices once = devices();
     return once;
@@ -27,7 +33,7 @@ std::string why_not(int architecture, int device) {
     if (known.found.empty()) return text("there is no CUDA device: ", known.why_none);
     const DeviceProperties& d = known.found.at(static_cast<std::size_t>(device));
     const bool runs = architecture == 90 ? d.major == 9 && d.minor == 0 : d.major * 10 + d.minor >= architecture;
-    if (runs) return "";
+    if (runs) return architecture == 90 ? why_no_sm90a : "";
     return text("it needs compute capability ", architecture / 10, ".", architecture % 10,
                 architecture == 90 ? "" : " or later", "; the device has ", d.major, ".", d.minor);
 }
