@@ -29,6 +29,10 @@ DEFAULTS = {
     "count": 0,
     "drop_line": 0,
     "fast_mma": 0,
+    "timing": 0,
+    "timing_reuse": 1,
+    "timing_registers": 128,
+    "timing_clusters": 0,
 }
 CHECKS = (
     "check_bounds",

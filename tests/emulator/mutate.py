@@ -51,11 +51,16 @@ def synchronising(run: Callable[..., target.Outcome], timeout: float) -> list[Mu
     return list(found.values())
 
 
-def mutations(run: Callable[..., target.Outcome], kernel: str = "", timeout: float = 120) -> Iterable[Mutation]:
-    """Each removal and what came of it. ``run(environment, timeout)`` runs what is tested once."""
-    for m in synchronising(run, timeout):
-        if not re.search(kernel, m.kernel):
-            continue
+def mutations(
+    run: Callable[..., target.Outcome], kernel: str = "", timeout: float = 120, part: tuple[int, int] = (0, 1)
+) -> Iterable[Mutation]:
+    """Each removal and what came of it. ``run(environment, timeout)`` runs what is tested once.
+
+    ``part`` (i, n) takes every n-th removal, from the i-th on.
+    """
+    i, n = part
+    chosen = [m for m in synchronising(run, timeout) if re.search(kernel, m.kernel)]
+    for m in chosen[i::n]:
         dropped = {"PYGPT_EMULATOR_DROP_KERNEL": m.kernel, "PYGPT_EMULATOR_DROP_LINE": str(m.line)}
         outcome = run(dropped, timeout)
         yield Mutation(m.kernel, m.line, m.times, m.source, m.text, not outcome.passed, outcome.why)
@@ -67,11 +72,13 @@ def main() -> None:
     parser.add_argument(
         "--timeout", type=float, default=120, help="seconds for a run; one that takes longer is noticed"
     )
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th removal, from the I-th on (default 0/1: all)")
     parser.add_argument("--json", type=Path, help="also write all rows to this file")
     target.add_arguments(parser)
     options = parser.parse_args()
     rows = []
-    for m in mutations(target.from_arguments(options).run, options.kernel, options.timeout):
+    part = tuple(int(x) for x in options.part.split("/"))
+    for m in mutations(target.from_arguments(options).run, options.kernel, options.timeout, part):
         rows.append(m)
         verdict = "noticed " if m.noticed else "SURVIVED"
         place = m.source or f"PTX line {m.line}"

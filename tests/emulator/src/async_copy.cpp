@@ -248,13 +248,13 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
             if (done.own.size() <= engine.agent) done.own.resize(engine.agent + 1);
             done.own[engine.agent] = engine.time;
             const u64 due = cluster.turn + 1 + grid_of(w).random() % 64;
-            cluster.copies.push_back({due,
-                                      [=]() {
+            cluster.copies.push_back({due, std::move(done),
+                                      [=](const Clock& known) {
                                           for (u32 k = 0; k < bytes; k += 16)
                                               std::memcpy(to->shared.data() + swizzled(offset + k, swizzle), &data[k],
                                                           std::min(16u, bytes - k));
                                           set_in_flight(*to, offset, bytes, false);
-                                          mbarrier_complete_bytes(*at, barrier_offset, bytes, done);
+                                          mbarrier_complete_bytes(*at, barrier_offset, bytes, known);
                                           to->cluster->grid->effect();
                                       },
                                       w.current->index, bytes, to});

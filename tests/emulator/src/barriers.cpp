@@ -130,6 +130,7 @@ Flow execute_cluster_arrive(Warp& w, const Instruction& in, LaneMask lanes) {
     cluster.barrier_arrived[w.agent] |= lanes;
     if (in.variant) {  // .relaxed: it shows what the warp had fenced, by fence.mbarrier_init for example
         cluster.gathered.clock.join(w.fenced);
+        cluster.gathered.clock.cycle = std::max(cluster.gathered.clock.cycle, w.clock.cycle);
         w.tick();
     } else {
         w.leave(cluster.gathered);
@@ -292,7 +293,7 @@ Flow execute_mbarrier_wait(Warp& w, const Instruction& in, LaneMask lanes) {
     });
     // try_wait suspends for a time that hardware chooses: here until the phase completes, or, now and then, not at all,
     // so that code which does not ask again is found out.
-    if (done != lanes && in.flags && grid_of(w).random() % 4) return Flow::wait;
+    if (done != lanes && in.flags && (options().timing || grid_of(w).random() % 4)) return Flow::wait;
     w.set_predicate(in.predicate_dst, lanes, done);
     return Flow::next;
 }

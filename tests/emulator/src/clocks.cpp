@@ -15,12 +15,14 @@ void join_times(std::vector<u32>& into, const std::vector<u32>& from) {
 
 void Clock::join(const Clock& from) {
     join_times(own, from.own);
+    cycle = std::max(cycle, from.cycle);
     for (const auto& [cluster, times] : from.others) join_times(others[cluster], times);
 }
 
 void Clock::join_from(const Clock& from, u32 from_cluster, u32 my_cluster) {
     if (from_cluster == my_cluster) return join(from);
     if (!from.own.empty()) join_times(others[from_cluster], from.own);
+    cycle = std::max(cycle, from.cycle);
     for (const auto& [cluster, times] : from.others) join_times(cluster == my_cluster ? own : others[cluster], times);
 }
 

@@ -66,6 +66,7 @@ void add(InstructionCounts& to, const InstructionCounts& c) {
     to.global_ideal += c.global_ideal;
     to.tensor_macs += c.tensor_macs;
     to.waits += c.waits;
+    for (int s = 0; s < kStalls; ++s) to.stalls[s] += c.stalls[s];
 }
 
 void write(std::ostringstream& out, const InstructionCounts& c) {
@@ -73,6 +74,17 @@ void write(std::ostringstream& out, const InstructionCounts& c) {
         << ", \"shared_wavefronts\": " << c.shared_wavefronts << ", \"shared_ideal\": " << c.shared_ideal
         << ", \"global_sectors\": " << c.global_sectors << ", \"global_ideal\": " << c.global_ideal
         << ", \"tensor_macs\": " << c.tensor_macs << ", \"waits\": " << c.waits;
+}
+
+void write_stalls(std::ostringstream& out, const InstructionCounts& c) {
+    out << ", \"stalls\": {";
+    bool first = true;
+    for (int s = 0; s < kStalls; ++s)
+        if (c.stalls[s]) {
+            out << (first ? "" : ", ") << quoted(name_of(static_cast<Stall>(s))) << ": " << c.stalls[s];
+            first = false;
+        }
+    out << "}";
 }
 
 }  // namespace
@@ -89,7 +101,16 @@ std::string synchronised(const Kernel& kernel, const Counters& counters) {
     return all;
 }
 
-std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, u32 threads) {
+const char* name_of(Stall stall) {
+    static const char* names[kStalls] = {"issue slot", "ALU result",    "special result", "shared load", "global load",
+                                         "mma result", "ALU busy",      "special busy",   "shared busy", "mma busy",
+                                         "wgmma",      "wgmma queue",   "mbarrier",       "barrier",     "cp.async",
+                                         "bulk store", "program order", "branch"};
+    return names[static_cast<int>(stall)];
+}
+
+std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, u32 threads,
+                    const std::string& timing) {
     InstructionCounts total;
     u64 by_class[kClasses] = {};
     std::map<std::string, InstructionCounts> lines;
@@ -106,6 +127,10 @@ std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, 
     out << "{\"kernel\": " << quoted(demangled(kernel.name)) << ", \"blocks\": " << blocks
         << ", \"threads\": " << threads << ", ";
     write(out, total);
+    if (!timing.empty()) {
+        out << ", \"timing\": " << timing;
+        write_stalls(out, total);
+    }
     out << ", \"classes\": {";
     for (int k = 0; k < kClasses; ++k) out << (k ? ", " : "") << quoted(class_name(k)) << ": " << by_class[k];
     out << "}, \"lines\": [";
@@ -113,6 +138,7 @@ std::string to_json(const Kernel& kernel, const Counters& counters, u64 blocks, 
     for (const auto& [where, c] : lines) {
         out << (first ? "" : ", ") << "{\"line\": " << quoted(where) << ", ";
         write(out, c);
+        if (!timing.empty()) write_stalls(out, c);
         out << "}";
         first = false;
     }

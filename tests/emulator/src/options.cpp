@@ -44,6 +44,10 @@ const std::map<std::string, Setter>& setters() {
         {"synchronised_file", text(&Options::synchronised_file)},
         {"drop_line", number(&Options::drop_line)},
         {"drop_kernel", text(&Options::drop_kernel)},
+        {"timing", number(&Options::timing)},
+        {"timing_reuse", number(&Options::timing_reuse)},
+        {"timing_registers", number(&Options::timing_registers)},
+        {"timing_clusters", number(&Options::timing_clusters)},
         {"fast_mma", number(&Options::fast_mma)},
     };
     return table;
@@ -70,7 +74,8 @@ void refresh_from_environment() {
 }
 
 void refresh_tools() {
-    for (const char* name : {"count", "counts_file", "synchronised_file", "drop_line", "drop_kernel"})
+    for (const char* name : {"count", "counts_file", "synchronised_file", "drop_line", "drop_kernel", "timing",
+                             "timing_reuse", "timing_registers", "timing_clusters"})
         set_from_environment(options(), name);
 }
 

@@ -39,6 +39,10 @@ struct Options {
     std::string synchronised_file;  // append there which synchronising instructions a launch ran: for mutation
     int drop_line = 0;              // mutation: the synchronising instruction on this PTX line does nothing
     std::string drop_kernel;        // if its kernel has this name
+    bool timing = false;            // run in the order of a modelled time (timing.h), and count what warps wait for
+    int timing_reuse = 1;           // how many multiprocessors use a byte of DRAM: 1 a stream, 100 all is in L2
+    int timing_registers = 128;     // a thread: how many blocks a multiprocessor holds
+    u64 timing_clusters = 0;        // run the first that many clusters only; 0: all
     bool fast_mma = false;          // fused multiply-adds instead of the tensor cores' arithmetic: faster, other bits
 };
 

@@ -1,6 +1,8 @@
 // Time: whose turn it is. Resident clusters share one thread; their warps take turns of random length in random order,
 // all from one seed, so that a seed names an interleaving. Blocks start in the order of the grid; as many are resident
 // as the device holds, but a further one starts only when the others wait, so that few are half done at a time.
+#include "scheduler.h"
+
 #include <algorithm>
 #include <cfenv>
 #include <cstring>
@@ -13,6 +15,7 @@
 #include "linker.h"
 #include "matrix.h"
 #include "options.h"
+#include "timing.h"
 
 namespace emulator {
 namespace {
@@ -140,6 +143,8 @@ void start_warp(Warp& w, Block& b, u32 index) {
         }
 }
 
+}  // namespace
+
 std::unique_ptr<Cluster> start_cluster(Grid& g, u32 number) {
     auto cluster = std::make_unique<Cluster>();
     cluster->grid = &g;
@@ -171,7 +176,16 @@ std::unique_ptr<Cluster> start_cluster(Grid& g, u32 number) {
     return cluster;
 }
 
+bool has_ended(const Cluster& cluster) {
+    for (const auto& b : cluster.blocks)
+        for (const Warp& w : b->warps)
+            if (!w.groups.empty()) return false;
+    return true;
+}
+
 // ---- One warp's turn
+namespace {
+
 void end_lanes(Warp& w, LaneMask lanes) {
     w.live &= ~lanes;
     Block& b = *w.block;
@@ -185,6 +199,13 @@ void end_lanes(Warp& w, LaneMask lanes) {
             fault(w, "ends while a bulk store may still read its shared memory: wait_group.read is missing");
 }
 
+// Lanes of the group that go on while the others of it do something else.
+LaneGroup ahead_of(const LaneGroup& g, LaneMask lanes) {
+    LaneGroup ahead{lanes, g.pc + 1, g.returns};
+    ahead.not_before = g.not_before;
+    return ahead;
+}
+
 bool merge_groups(Warp& w) {
     bool merged = false;
     for (std::size_t a = 0; a < w.groups.size(); ++a)
@@ -193,6 +214,7 @@ bool merge_groups(Warp& w) {
             if (x.pc == y.pc && x.ticket == y.ticket && x.returns == y.returns) {
                 x.lanes |= y.lanes;
                 x.waiting = false;
+                x.not_before = std::max(x.not_before, y.not_before);
                 w.groups.erase(w.groups.begin() + static_cast<std::ptrdiff_t>(b));
                 merged = true;
             } else {
@@ -202,8 +224,8 @@ bool merge_groups(Warp& w) {
     return merged;
 }
 
-// The group to run: deepest in calls, then the earliest instruction, so that groups meet again; now and then any, so
-// that lanes that spin for others of their warp do not spin forever.
+}  // namespace
+
 LaneGroup* choose_group(Warp& w, bool any) {
     LaneGroup* best = nullptr;
     u32 ready = 0;
@@ -218,21 +240,20 @@ LaneGroup* choose_group(Warp& w, bool any) {
     return best;
 }
 
-void run_warp(Warp& w, u32 turn_length) {
+Flow run_warp(Warp& w, u32 turn_length, bool any_group) {
     Grid& grid = grid_of(w);
     const Kernel& kernel = *grid.kernel;
     const Instruction* code = kernel.code.data();
-    for (LaneGroup& g : w.groups) g.waiting = false;
-    bool any_group = w.groups.size() > 1 && grid.random() % 4 == 0;
+    Flow flow = Flow::wait;
     while (turn_length > 0) {
         LaneGroup* g = choose_group(w, any_group);
         any_group = any_group && grid.random() % 16 != 0;
-        if (!g) return;
+        if (!g) return flow;
         const bool alone = w.groups.size() == 1;
         for (;;) {
             const Instruction& in = code[g->pc];
             const LaneMask lanes = in.guard < 0 ? g->lanes : g->lanes & w.predicate(in.guard, in.guard_negated);
-            Flow flow = Flow::next;
+            flow = Flow::next;
             ++grid.executed;
             --turn_length;
             if (lanes) {
@@ -260,13 +281,13 @@ void run_warp(Warp& w, u32 turn_length) {
                 g->waiting = true;
                 if (others) {  // they go on
                     g->lanes = lanes;
-                    LaneGroup ahead{others, g->pc + 1, g->returns};
+                    LaneGroup ahead = ahead_of(*g, others);
                     w.groups.push_back(std::move(ahead));
                 }
                 break;
             }
             if (others) {
-                LaneGroup ahead{others, g->pc + 1, g->returns};
+                LaneGroup ahead = ahead_of(*g, others);
                 g->lanes = lanes;
                 const std::ptrdiff_t at = g - w.groups.data();
                 w.groups.push_back(std::move(ahead));
@@ -286,7 +307,7 @@ void run_warp(Warp& w, u32 turn_length) {
                 const std::ptrdiff_t at = g - w.groups.data();
                 end_lanes(w, lanes);
                 w.groups.erase(w.groups.begin() + at);
-                if (w.groups.empty()) return;
+                if (w.groups.empty()) return flow;
                 break;
             }
             if (!others && alone && turn_length > 0) continue;
@@ -294,6 +315,7 @@ void run_warp(Warp& w, u32 turn_length) {
         }
         if (w.groups.size() > 1) merge_groups(w);
     }
+    return flow;
 }
 
 // ---- The grid
@@ -313,6 +335,8 @@ std::string where_warps_are(Grid& grid) {
                 }
     return text;
 }
+
+namespace {
 
 class Scheduler {
   public:
@@ -353,7 +377,9 @@ class Scheduler {
                 if (!w.groups.empty()) order.push_back(&w);
         for (std::size_t n = order.size(); n > 1; --n) std::swap(order[n - 1], order[grid_.random() % n]);
         for (Warp* w : order) {
-            run_warp(*w, 16 + static_cast<u32>(grid_.random() % 200));
+            const u32 length = 16 + static_cast<u32>(grid_.random() % 200);
+            for (LaneGroup& g : w->groups) g.waiting = false;
+            run_warp(*w, length, w->groups.size() > 1 && grid_.random() % 4 == 0);
             ++cluster.turn;
         }
         land_copies(cluster);
@@ -365,19 +391,16 @@ class Scheduler {
                 ++i;
                 continue;
             }
-            const auto land = std::move(cluster.copies[i].land);
+            const BulkCopy copy = std::move(cluster.copies[i]);
             cluster.copies.erase(cluster.copies.begin() + static_cast<std::ptrdiff_t>(i));
-            land();
+            copy.land(copy.done);
         }
     }
 
     void end_clusters() {
         for (std::size_t i = 0; i < grid_.resident.size();) {
             Cluster& c = *grid_.resident[i];
-            bool running = false;
-            for (auto& b : c.blocks)
-                for (Warp& w : b->warps) running |= !w.groups.empty();
-            if (running) {
+            if (!has_ended(c)) {
                 ++i;
                 continue;
             }
@@ -480,17 +503,21 @@ void launch(Kernel& kernel, Dim grid, Dim block, Dim cluster, const std::vector<
     g.dynamic_shared = dynamic_shared;
     g.launch = ++launches;
     g.random.seed(options().seed);
-    g.counters.on = options().count || !options().synchronised_file.empty();
+    g.counters.on = options().count || options().timing || !options().synchronised_file.empty();
     if (g.counters.on) g.counters.start(kernel);
     const u64 clusters = grid.count() / cluster.count();
     const u32 per = blocks_per_multiprocessor(kernel, static_cast<u32>(block.count()), dynamic_shared);
     const u64 resident =
         std::max<u64>(1, static_cast<u64>(per) * static_cast<u64>(options().multiprocessors) / cluster.count());
-    Scheduler(g, static_cast<u32>(clusters), static_cast<u32>(std::min(resident, clusters))).run();
+    std::string timing;
+    if (options().timing)
+        timing = run_timed(g, static_cast<u32>(clusters), per);
+    else
+        Scheduler(g, static_cast<u32>(clusters), static_cast<u32>(std::min(resident, clusters))).run();
     if (!options().synchronised_file.empty())
         std::ofstream(options().synchronised_file, std::ios::app) << synchronised(kernel, g.counters);
-    if (!options().count) return;
-    std::string json = to_json(kernel, g.counters, grid.count(), static_cast<u32>(block.count()));
+    if (!options().count && !options().timing) return;
+    std::string json = to_json(kernel, g.counters, grid.count(), static_cast<u32>(block.count()), timing);
     if (options().counts_file.empty())
         counts().push_back(std::move(json));
     else

@@ -26,6 +26,7 @@ struct Grid;
 struct Clock {
     std::vector<u32> own;                    // by agent of the own cluster
     std::map<u32, std::vector<u32>> others;  // by cluster, then agent
+    u64 cycle = 0;                           // of the timing model (timing.h): by when all of that has happened
 
     void join(const Clock& from);
     // The same seen from another cluster: `own` of `from` belongs to cluster `from_cluster`.
@@ -77,7 +78,7 @@ struct GlobalCell {
 };
 
 // ---- Warps
-constexpr u64 kNoTicket = ~0ull;
+constexpr u64 kNoTicket = ~0ull, kNoCycle = ~0ull;
 
 // Lanes of a warp that are at the same place. A warp starts as one group, splits at divergent branches, and groups that
 // meet again merge.
@@ -88,6 +89,8 @@ struct LaneGroup {
     bool waiting = false;           // since this turn began
     u64 ticket = kNoTicket;         // phase of the barrier it has arrived at and waits for
     LaneMask before_mates = 0;      // its lanes when it came to an aligned barrier before the rest of its warp
+    // Of the timing model: its next instruction issues no earlier; when the one that it waits at has issued.
+    u64 not_before = 0, issued_at = kNoCycle;
 };
 
 // A cp.async that has not landed: it lands when it is waited for, no earlier.
@@ -195,7 +198,8 @@ struct Block {
 // ---- Clusters and the grid
 struct BulkCopy {  // a load on its way to shared memory
     u64 due;       // turn at which it lands
-    std::function<void()> land;
+    Clock done;    // what whoever sees the mbarrier's phase knows to have happened
+    std::function<void(const Clock& done)> land;
     u32 instruction, bytes;
     Block* block;
 };
