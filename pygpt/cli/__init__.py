@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a GPT on text",
     "sample": "let a model write",
     "chat": "talk to a model",
+    "eval": "score a model at a task, a text, or questions",
     "data": "turn text into token files",
     "doctor": "what is built, what runs here and why, how fast the machine is",
 }
