@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Source: TypeAlias = str | os.PathLike[str]
 
@@ -122,11 +122,8 @@ def _standard_library() -> tuple[Document, ...]:
         from pydoc_data.topics import topics
 
         documents += [Document(f"pydoc topic {name}", topics[name].strip() + "\n") for name in sorted(topics)]
-    folder = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(_walk(folder, (".py",), _SKIPPED_FOLDERS)):
-        parts = path.relative_to(folder).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        text = _documentation(name, path)
+    for name, tree in standard_library_sources():
+        text = "\n".join(map(_documentation, described(name, tree)))
         if text:
             documents.append(Document(name, text))
     return tuple(documents)
@@ -148,31 +145,63 @@ def standard_library() -> list[Document]:
     return documents
 
 
-def _documentation(module: str, path: Path) -> str:
-    """The docstrings of one source file, each under the name it describes, or nothing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in old sources
-            with tokenize.open(path) as file:
-                tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):  # unreadable, or kept for tests of bad syntax: not worth failing for
-        return ""
-    parts: list[str] = []
+class Described(NamedTuple):
+    """A docstring, and what it describes.
 
-    def collect(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, title: str) -> None:
+    Attributes:
+        kind: ``"module"``, ``"class"``, ``"function"`` or ``"method"``.
+        module: its dotted name.
+        name: of the class or function, a method's with its class; of a module its own.
+        arguments: as they stand in the source; none of modules and classes.
+        docstring: without its indentation.
+    """
+
+    kind: str
+    module: str
+    name: str
+    arguments: str
+    docstring: str
+
+
+def standard_library_sources() -> Iterator[tuple[str, ast.Module]]:
+    """The modules of Python's standard library, by name, as syntax trees; those that cannot be read are left out."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(_walk(folder, (".py",), _SKIPPED_FOLDERS)):
+        parts = path.relative_to(folder).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in old sources
+                with tokenize.open(path) as file:
+                    tree = ast.parse(file.read())
+        except (OSError, SyntaxError, ValueError):  # unreadable, or kept for tests of bad syntax: not worth failing for
+            continue
+        yield name, tree
+
+
+def described(module: str, tree: ast.Module) -> list[Described]:
+    """The docstrings of a module, in the order of the source."""
+    found: list[Described] = []
+
+    def collect(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, what: Described) -> None:
         docstring = ast.get_docstring(node)
-        if docstring:
-            parts.append(f"{title}\n\n{docstring.strip()}\n")
+        if docstring and docstring.strip():
+            text = docstring.strip().encode("utf-8", "replace").decode("utf-8")  # it may hold lone surrogates
+            found.append(what._replace(docstring=text))
         for child in node.body:
             if isinstance(child, ast.ClassDef):
-                collect(child, f"class {child.name}")
+                collect(child, Described("class", module, child.name, "", ""))
             elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-                collect(child, f"{prefix}{child.name}({ast.unparse(child.args)})")
+                kind, prefix = ("method", f"{node.name}.") if isinstance(node, ast.ClassDef) else ("function", "")
+                collect(child, Described(kind, module, prefix + child.name, ast.unparse(child.args), ""))
 
-    collect(tree, f"module {module}")
-    text = "\n".join(parts)
-    return text.encode("utf-8", "replace").decode("utf-8")  # a docstring may hold lone surrogates, text may not
+    collect(tree, Described("module", module, module, "", ""))
+    return found
+
+
+def _documentation(each: Described) -> str:
+    titles = {"module": f"module {each.name}", "class": f"class {each.name}"}
+    return f"{titles.get(each.kind, f'{each.name}({each.arguments})')}\n\n{each.docstring}\n"
 
 
 def _files(source: Source) -> list[Path]:
