@@ -36,8 +36,9 @@ class Document:
     Args:
         name: what messages call it: the file's path, or the module's name.
         pieces: the text, or an iterable of its parts in order. An iterable may be read more than once, so it is no
-            iterator. Parts are cut only between a character that is not whitespace and a space, tab or newline: there,
-            GPT-2's BPE always has a token boundary, so the tokens of the parts are the tokens of the whole.
+            iterator. Parts are cut only between a character that is not whitespace and a space, tab or newline, or
+            between one of ``。！？，；：、`` and a letter: there, GPT-2's BPE always has a token boundary, so the
+            tokens of the parts are the tokens of the whole.
         size_bytes: the text's size as UTF-8, for progress bars; an estimate is enough.
     """
 
@@ -92,14 +93,17 @@ class TextFile:
                     text = text[cut:]
 
 
-def load_corpus(sources: Source | Sequence[Source] | None = None) -> list[Document]:
+def load_corpus(
+    sources: Source | Sequence[Source] | None = None, suffixes: tuple[str, ...] = TEXT_SUFFIXES
+) -> list[Document]:
     """List the documents of text files, or those of Python's standard library.
 
     Args:
-        sources: a file, a folder (every ``TEXT_SUFFIXES`` file in it and in its sub-folders, those whose names begin
-            with a dot left out), a glob (``**`` goes through sub-folders), or several of these. None: the standard
-            library's documentation. A file that several sources name is taken once; the files of each folder or glob
-            come in the order of their paths.
+        sources: a file, a folder (every file in it and in its sub-folders that ends in one of ``suffixes``, those whose
+            names begin with a dot left out), a glob (``**`` goes through sub-folders), or several of these. None: the
+            standard library's documentation. A file that several sources name is taken once; the files of each folder
+            or glob come in the order of their paths.
+        suffixes: of the files that are taken from folders.
 
     Returns: one document per file. Files are opened when a document is read.
 
@@ -111,7 +115,7 @@ def load_corpus(sources: Source | Sequence[Source] | None = None) -> list[Docume
         sources = [sources]
     if not sources:
         raise ValueError("sources is an empty list; give a file, a folder or a glob, or None for the standard library")
-    files = dict.fromkeys(file for source in sources for file in _files(source))
+    files = dict.fromkeys(file for source in sources for file in _files(source, suffixes))
     return [Document(str(file), TextFile(file), file.stat().st_size) for file in files]
 
 
@@ -204,15 +208,15 @@ def _documentation(each: Described) -> str:
     return f"{titles.get(each.kind, f'{each.name}({each.arguments})')}\n\n{each.docstring}\n"
 
 
-def _files(source: Source) -> list[Path]:
+def _files(source: Source, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(source)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(_walk(path, TEXT_SUFFIXES))
+        found = sorted(_walk(path, suffixes))
         if not found:
             raise ValueError(
-                f"the folder {path} has no text files ({', '.join(TEXT_SUFFIXES)}); name others by a glob, "
+                f"the folder {path} has no text files ({', '.join(suffixes)}); name others by a glob, "
                 f"such as '{path}/**/*.py'"
             )
         return found
@@ -237,5 +241,7 @@ def _last_cut(text: str, start: int) -> int:
     """The last index from ``start`` on where a piece may end (see Document), or 0."""
     for index in range(len(text) - 1, max(start, 1) - 1, -1):
         if text[index] in " \t\n" and not text[index - 1].isspace():
+            return index
+        if text[index - 1] in "。！？，；：、" and text[index].isalpha():
             return index
     return 0

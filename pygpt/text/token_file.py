@@ -78,6 +78,7 @@ def prepare(
     validation_fraction: float = 0.1,
     seed: int = 0,
     progress: bool = True,
+    cut_documents: bool = True,
 ) -> PrepareReport:
     """Tokenise documents and write them as token files, split into training and validation.
 
@@ -95,10 +96,12 @@ def prepare(
             split.
         seed: draws the validation documents. Nothing else is random: the same input gives the same bytes.
         progress: show a progress bar on a terminal.
+        cut_documents: False: no document is cut, however much of its share validation gets of whole ones.
 
     Returns: counts and the content hash.
 
-    Raises: ValueError if the corpus is empty, or a file is not UTF-8, or the tokenizer does not know a character;
+    Raises: ValueError if the corpus is empty, or a file is not UTF-8, or the tokenizer does not know a character, or
+        no whole document fits into validation's share and none may be cut;
         OSError naming the file if something cannot be read or written. ``folder`` then has what it had before, or,
         from the moment the last files are moved into place, no ``tokens.json``.
     """
@@ -118,7 +121,7 @@ def prepare(
             spool.flush()
             if len(boundaries) == 1:
                 raise ValueError(f"the corpus is empty: {counts.empty} documents without any text")
-            parts, validation = _split(np.frombuffer(boundaries, np.int64), validation_fraction, seed)
+            parts, validation = _split(np.frombuffer(boundaries, np.int64), validation_fraction, seed, cut_documents)
             header = _write(folder, np.memmap(spool, dtype, "r"), parts, validation, tokenizer)
     except OSError as error:
         if error.filename is None and error.errno is not None:  # writing the nameless file
@@ -281,10 +284,14 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[str | None]]:
     yield batch
 
 
-def _split(boundaries: Boundaries, fraction: float, seed: int) -> tuple[Boundaries, npt.NDArray[np.bool_]]:
+def _split(
+    boundaries: Boundaries, fraction: float, seed: int, cut_documents: bool
+) -> tuple[Boundaries, npt.NDArray[np.bool_]]:
     """Choose the documents for validation, or the end of the longest.
 
     Returns: the boundaries (with one more where a document was cut), and per document whether it is for validation.
+
+    Raises: ValueError if no document fits and none may be cut.
     """
     lengths = np.diff(boundaries)
     chosen = np.zeros(len(lengths), np.bool_)
@@ -296,7 +303,12 @@ def _split(boundaries: Boundaries, fraction: float, seed: int) -> tuple[Boundari
         if lengths[index] <= left:
             chosen[index] = True
             left -= int(lengths[index])
-    if left <= share / 2:
+    if not cut_documents and not chosen.any():
+        raise ValueError(
+            f"no whole document fits into the {share} tokens of the validation split; make its share larger, give "
+            "shorter documents, or let the longest be cut"
+        )
+    if left <= share / 2 or not cut_documents:
         return boundaries, chosen
     longest = int(lengths.argmax())  # more than half the share, or it would have been chosen
     start = max(boundaries[longest], boundaries[longest + 1] - share)

@@ -42,3 +42,43 @@ def test_bad_input(tmp_path: Path, fails: Run) -> None:
         assert line.startswith("pygpt data: error: ")
         assert message in line
         assert not (tmp_path / "out" / "tokens.json").exists()
+
+
+def test_text_is_cleaned_and_every_step_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    chinese = "你好。世界！" * 20
+    for number, text in enumerate(["one  text,\u00a0twice. ", "one text, twice.", "hi", "a bad word", chinese]):
+        (texts / f"{number}.txt").write_text(text)
+    (tmp_path / "words").write_text("BAD\n")
+    words = ["data", str(texts), "--report", "--min-characters", "3", "--drop-words", str(tmp_path / "words")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].split()[:4] == ["kept", "2", "of", "5"] and len(printed) == 13
+    assert any(line.split()[:3] == ["duplicates", "0", "1"] for line in printed)
+    out = tmp_path / "tokens"
+    assert main([*words, "--out", str(out), "--tokenizer", "char", "--validation", "0.9", "--whole-documents"]) == 0
+    assert "2 documents" in capsys.readouterr().out
+    train, validation, tokenizer = TokenFile(out), TokenFile(out, "validation"), Tokenizer.load(out)
+    whole = {tokenizer.decode(file.document(0).tolist()) for file in (train, validation)}
+    assert whole == {"one text, twice.", chinese}
+
+
+def test_bad_input_of_cleaning(tmp_path: Path, fails: Run) -> None:
+    (tmp_path / "good.txt").write_text("text " * 10)
+    (tmp_path / "none").touch()
+    for flags, message in [
+        ([], "say with --out where to write the token files, or ask for a --report alone"),
+        (["--out", "OUT", "--min-characters", "99"], "no document is left of the 1 that were read"),
+        (["--report", "--min-characters", "0"], "least_characters must be an integer of at least 1, not 0"),
+        (["--report", "--near-duplicates", "2"], "near_duplicates must be a number between 0 and 1, not 2.0"),
+        (["--report", "--drop-words", str(tmp_path / "none")], "none has no words"),
+        (["--report", "--drop-words", str(tmp_path / "absent")], "No such file or directory"),
+        (["--report", "--form", "NFX"], "invalid choice: 'NFX'"),
+        (["--out", "OUT", "--whole-documents", "--tokenizer", "char"], "no whole document fits into the 2 tokens"),
+    ]:
+        line = fails(
+            "data", str(tmp_path / "good.txt"), *[str(tmp_path / "out") if flag == "OUT" else flag for flag in flags]
+        )
+        assert line.startswith("pygpt data: error: ") and message in line, line
+        assert not (tmp_path / "out" / "tokens.json").exists()

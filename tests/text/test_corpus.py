@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pygpt.text import Document, load_corpus, standard_library
+from pygpt.text import BPETokenizer, Document, load_corpus, standard_library
 from pygpt.text.corpus import PIECE_BYTES, TextFile
 
 
@@ -145,3 +145,15 @@ def test_a_document_of_a_string_is_one_piece() -> None:
     document = Document("name", "é text")
     assert list(document.pieces) == ["é text"]
     assert document.size_bytes == 7
+
+
+def test_text_without_spaces_comes_in_pieces_too(tmp_path: Path) -> None:
+    path = tmp_path / "chinese.txt"
+    text = "没有空格，也没有换行。真的！" * 20_000
+    path.write_text(text, encoding="utf-8")
+    (document,) = load_corpus(path)
+    pieces = list(document.pieces)
+    assert "".join(pieces) == text and max(map(len, pieces)) < PIECE_BYTES
+    tokenizer = BPETokenizer.train([Document("", text[:2000])], 300)
+    whole = tokenizer.encode(text)
+    assert [token for piece in pieces for token in tokenizer.encode(piece)] == whole
