@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +18,7 @@ from pygpt.generate.generate import (
     _check_ids,
     _check_room,
     _evaluating,
+    _forbid,
     _prompt_lengths,
     _Stops,
     _tell_and_stop,
@@ -119,9 +119,7 @@ def contrastive_search(
             logits = model.logits(last)  # (B, V)
             allowed = logits
             if not rules.nothing:
-                rows = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-                banned = rules.banned(rows, starts, max_new_tokens - step, device)
-                allowed = logits.masked_fill(banned, -math.inf)
+                allowed = _forbid(logits, rules, tokens, lengths, starts, alive, max_new_tokens - step)
             best = _candidates(allowed, alive, k)  # (B, k), fewer than k filled up with the last
             hidden = model.hidden(best.view(-1, 1), lengths=alive.long().repeat_interleave(k), cache=cache)
             hidden = hidden.view(batch, k, -1)
@@ -151,8 +149,6 @@ def _candidates(logits: Tensor, alive: Tensor, k: int) -> Tensor:
         if logits[row].isnan().any():
             raise ValueError("the model's logits are NaN")
         found = highest(logits[row], k)
-        if not found:
-            raise ValueError(f"row {row} has no token that prefixes, bad_words and the like allow")
         best[row] = torch.tensor(found + found[-1:] * (k - len(found)))
     return best
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pygpt import ops
 from pygpt.generate.cache import KeyValueCache
 from pygpt.generate.recording import RecordedStep, Unrecordable
+from pygpt.generate.rules import Rules, Word
 
 
 class TokenBytes(Protocol):
@@ -76,11 +77,16 @@ def generate(
     stream: Callable[[int, int], None] | None = None,
     exact: bool | None = None,
     pad_token: int = 0,
+    no_repeat_ngram_size: int = 0,
+    bad_words: Sequence[str | Word] = (),
+    force_words: Sequence[Word | Sequence[Word]] = (),
+    prefixes: Sequence[Word] = (),
 ) -> Tensor | Generation:
     """Sample tokens after prompts, in eval mode and without gradient.
 
-    The distribution of a token is the model's after, in this order: the repetition penalty, the temperature, top-k,
-    top-p, min-p, renormalising. A row's tokens depend on its prompt and its seed alone, not on the rows beside it.
+    The distribution of a token is the model's after, in this order: the repetition penalty, what is forbidden, the
+    temperature, top-k, top-p, min-p, renormalising. A row's tokens depend on its prompt and its seed alone, not on the
+    rows beside it.
 
     Args:
         model: what computes the logits.
@@ -103,13 +109,17 @@ def generate(
         stream: is called with row and token when a token has been chosen.
         exact: whether the bits must be those of ``forward``; on the CPU they always are. None: on CUDA they need not.
         pad_token: what follows a row's last token.
+        no_repeat_ngram_size: as in `beam_search`.
+        bad_words: as in `beam_search`.
+        force_words: as in `beam_search`; each comes as late as ``max_new_tokens`` allows, unless by itself.
+        prefixes: as in `beam_search`.
 
     Returns:
         (batch × num_samples, time + max_new_tokens) int64, a row's new tokens directly after its prompt; or a
         `Generation`.
 
     Raises:
-        ValueError: naming the argument that does not fit, before any work.
+        ValueError: naming the argument that does not fit, before any work; or if no token is allowed in a row.
         TypeError: if a type or dtype does not fit.
 
     Source: Keskar et al., "CTRL", 2019 (repetition penalty); Fan et al., 2018 (top-k); Holtzman et al., "The Curious
@@ -122,6 +132,16 @@ def generate(
         raise TypeError(f"stream must be a function of row and token, not {stream!r}")
     _check_ids(ids, prompt_lengths, stops, pad_token, model.config.vocab_size)
     _check_room(prompt_lengths, max_new_tokens, model.config.context_length, overflow)
+    rules = Rules(
+        model.config.vocab_size,
+        max_new_tokens,
+        no_repeat_ngram_size,
+        bad_words,
+        force_words,
+        prefixes,
+        stops.tokens,
+        tokenizer,
+    )
     batch, time = ids.shape
     rows = batch * num_samples
     seeds = _seeds(seed, rows, ids.device)
@@ -140,7 +160,7 @@ def generate(
             tokens, lengths, alive, logits = (
                 t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive, logits)
             )
-        every_row = torch.arange(rows, device=ids.device)
+        every_row, starts = torch.arange(rows, device=ids.device), lengths.tolist()
         tails = [b""] * rows
         history = _history(tokens, lengths, model.config.vocab_size) if repetition_penalty != 1 else None
 
@@ -149,8 +169,11 @@ def generate(
                 break
             if step:
                 logits = reader.logits(tokens, lengths, alive)  # (R, V)
+            allowed = logits if history is None else _penalise(logits, history, repetition_penalty)
+            if not rules.nothing:
+                allowed = _forbid(allowed, rules, tokens, lengths, starts, alive, max_new_tokens - step)
             chosen, _ = ops.sample(
-                logits if history is None else _penalise(logits, history, repetition_penalty),
+                allowed,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
@@ -293,6 +316,18 @@ def _history(tokens: Tensor, lengths: Tensor, vocabulary: int) -> Tensor:
 
 def _penalise(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
     return torch.where(history, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _forbid(
+    logits: Tensor, rules: Rules, tokens: Tensor, lengths: Tensor, starts: list[int], alive: Tensor, left: int
+) -> Tensor:
+    """The logits, -inf where the rules say so; rows that have ended keep theirs."""
+    rows = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    banned = rules.banned(rows, starts, left, logits.device) & alive.unsqueeze(1)
+    stuck = banned.all(1)
+    if stuck.any():
+        raise ValueError(f"row {int(stuck.nonzero()[0])} has no token that prefixes, bad_words and the like allow")
+    return logits.masked_fill(banned, -math.inf)
 
 
 @contextlib.contextmanager

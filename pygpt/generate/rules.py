@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pygpt.generate.generate import TokenBytes
+if TYPE_CHECKING:
+    from pygpt.generate.generate import TokenBytes
 
 Word: TypeAlias = Sequence[int]
 

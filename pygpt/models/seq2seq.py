@@ -21,6 +21,7 @@ from pygpt.nn import Embedding, Linear
 
 if TYPE_CHECKING:
     from pygpt.generate import Beams, Generation, KeyValueCache, TokenBytes
+    from pygpt.generate.rules import Word
 
 
 def _transformer(num_heads: int, embedding_dim: int) -> dict[str, Any]:
@@ -296,6 +297,10 @@ class Seq2Seq(Transformer):
         return_logprobs: bool = False,
         stream: Callable[[int, int], None] | None = None,
         exact: bool | None = None,
+        no_repeat_ngram_size: int = 0,
+        bad_words: Sequence[str | Word] = (),
+        force_words: Sequence[Word | Sequence[Word]] = (),
+        prefixes: Sequence[Word] = (),
     ) -> Any:
         """Sample targets of sources; `pygpt.generate.generate` says what the options do.
 
@@ -318,6 +323,10 @@ class Seq2Seq(Transformer):
             return_logprobs: give a `Generation`, with the model's log-probabilities.
             stream: is called with row and token when a token has been chosen.
             exact: whether the bits must be those of ``forward``; on the CPU they always are.
+            no_repeat_ngram_size: as in `pygpt.generate.beam_search`, like the following.
+            bad_words: what new tokens never complete.
+            force_words: what the new tokens contain.
+            prefixes: what the new tokens begin with.
 
         Returns:
             (batch × num_samples, time + max_new_tokens) int64, the beginning included, ``pad_token`` after a row's
@@ -344,6 +353,10 @@ class Seq2Seq(Transformer):
             return_logprobs=return_logprobs,
             stream=stream,
             exact=exact,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            bad_words=bad_words,
+            force_words=force_words,
+            prefixes=prefixes,
             **prompts,
         )
 
