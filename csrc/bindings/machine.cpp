@@ -7,6 +7,7 @@
 #include "bindings/call.h"
 #include "core/error.h"
 #include "cpu/measure.h"
+#include "cpu/thread_pool.h"
 #if defined(PYGPT_CUDA)
 #include "cuda/devices.h"
 #endif
@@ -64,6 +65,13 @@ double measure_bandwidth(std::int64_t bytes, double seconds) {
     return out;
 }
 
+// For memory that is about to be written for the first time.
+void use_huge_pages(py::handle tensor) {
+    Call call;
+    const TensorView memory = call.output(tensor, "tensor");
+    cpu::use_huge_pages(memory.data, static_cast<std::size_t>(elements(memory) * bytes_of(memory.dtype)));
+}
+
 }  // namespace
 
 void add_machine(py::module_& module) {
@@ -72,6 +80,7 @@ void add_machine(py::module_& module) {
     module.def("cuda_devices", &cuda_devices);
     module.def("measure_arithmetic", &measure_arithmetic, py::arg("isa"), py::arg("dtype"), py::arg("seconds"));
     module.def("measure_bandwidth", &measure_bandwidth, py::arg("bytes"), py::arg("seconds"));
+    module.def("use_huge_pages", &use_huge_pages, py::arg("tensor"));
 }
 
 }  // namespace pygpt::bindings

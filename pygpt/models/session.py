@@ -53,9 +53,9 @@ class Session:
         on_the_cpu = all(weight.device.type == "cpu" for weight in weights) and not EMULATED
         if not on_the_cpu or (free is not None and 2 * needed > free):
             return
-        for module in self._linears():
-            module.packed_weight = ops.pack_linear(module.weight)
-        self._model.packed_head = ops.pack_linear(self._model.head_weight)
+        self._model.packed_head, *packed = ops.pack_linears(weights)
+        for module, weight in zip(self._linears(), packed, strict=True):
+            module.packed_weight = weight
 
     def close(self) -> None:
         """Drop the copies.

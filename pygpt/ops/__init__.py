@@ -9,7 +9,7 @@ from pygpt.ops.embedding import embedding
 from pygpt.ops.feed_forward import feed_forward
 from pygpt.ops.grad_norm import grad_norm
 from pygpt.ops.layer_norm import add_layer_norm, layer_norm
-from pygpt.ops.linear import linear, pack_linear
+from pygpt.ops.linear import linear, pack_linear, pack_linears
 from pygpt.ops.linear_cross_entropy import linear_cross_entropy
 from pygpt.ops.sample import sample
 
@@ -27,5 +27,6 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "pack_linear",
+    "pack_linears",
     "sample",
 ]

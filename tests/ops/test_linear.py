@@ -173,6 +173,19 @@ def test_a_packed_weight_is_the_same_for_every_implementation(implementation, ge
         assert_same_bits(ops.pack_linear(weight).view(dtype), expected, f"{dtype}")
 
 
+@on_the_cpu
+def test_weights_packed_in_one_block_are_those_packed_alone(implementation, generator):
+    if implementation.startswith("cuda"):
+        pytest.skip("packed weights are for the CPU")
+    for dtype in dtypes_of(implementation):
+        weights = [normal(generator, *shape, dtype=dtype) for shape in ((35, 7), (1, 1), (0, 4), (3, 0), (64, 33))]
+        packed = ops.pack_linears(weights)
+        assert len({part.untyped_storage().data_ptr() for part in packed}) == 1
+        for weight, part in zip(weights, packed, strict=True):
+            assert_same_bits(part, ops.pack_linear(weight), f"{dtype} {tuple(weight.shape)}")
+    assert ops.pack_linears([]) == []
+
+
 def counts_of_product(run):
     """What the emulated device counted in the one matrix product of a call."""
     C.emulator.take_counts()
@@ -357,3 +370,5 @@ def test_bad_input_of_pack():
         ops.pack_linear(None)
     with pytest.raises(TypeError, match="weight must be of dtype"):
         ops.pack_linear(torch.ones(3, 3).half())
+    with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor"):
+        ops.pack_linears([torch.ones(3, 3), 1])
