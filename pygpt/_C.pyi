@@ -49,6 +49,7 @@ def attention_forward(
     seed: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    decode: bool,
 ) -> None: ...
 def attention_weights(
     q: Tensor,
@@ -177,6 +178,7 @@ def linear_forward(
     residual: Tensor | None,
     out: Tensor,
     pre_activation: Tensor | None,
+    decode: bool,
 ) -> None: ...
 def linear_backward(
     grad_out: Tensor,
@@ -201,6 +203,7 @@ def feed_forward_forward(
     activation: str | None,
     out: Tensor,
     pre_activation: Tensor | None,
+    decode: bool,
 ) -> None: ...
 def feed_forward_backward(
     grad_out: Tensor,

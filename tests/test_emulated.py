@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,19 @@ needs_the_module = pytest.mark.skipif(
 )
 
 
-def run(program: str, device: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    program: str, device: str, arguments: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **environment, "PYGPT_EMULATE": device},
     )
 
 
-def output(program: str, device: str, **environment: str) -> str:
-    result = run(program, device, **environment)
+def output(program: str, device: str, arguments: Sequence[str] = (), **environment: str) -> str:
+    result = run(program, device, arguments, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -190,6 +193,82 @@ for call in (
     assert "targets[1] is -1" in words
     assert "logits must hold no NaN" in words
     assert output(program, "80") == ""
+
+
+TRAINING = """
+import json, sys
+import torch
+import pygpt
+from pygpt import ops
+
+steps, batch = map(int, sys.argv[1:])
+config = pygpt.GPTConfig(vocab_size=61, context_length=32, num_layers=2, num_heads=4, embedding_dim=64)
+torch.manual_seed(1)
+model = pygpt.GPT(config)
+tokens = torch.randint(61, (batch, 33))
+optimizer = pygpt.optim.AdamW(model.parameters(), lr=3e-3)
+losses = []
+for _ in range(steps):
+    loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(float(loss))
+
+prompts, lengths = tokens[:, :9], torch.tensor([9, 4])[:batch]
+new = 5
+with torch.no_grad():
+    written = model.generate(
+        prompts, new, temperature=0.0, prompt_lengths=lengths, exact=True, return_logprobs=True
+    )
+    for row, length in enumerate(lengths.tolist()):
+        ids = written.tokens[row : row + 1, : length + new]
+        logits = model(ids)[0, length - 1 : -1]  # not cached, the row alone
+        expected = -ops.cross_entropy(logits, ids[0, length:], reduction="none")
+        assert torch.equal(written.logprobs[row].view(torch.int32), expected.view(torch.int32)), row
+        assert torch.equal(logits.argmax(-1), ids[0, length:]), row
+print(json.dumps(losses))
+"""
+
+
+@functools.cache
+def losses(device: str, steps: int, batch: int) -> list[float]:
+    """Of a tiny GPT that learns its batch by heart; and what it then writes has the bits of the uncached forward."""
+    return json.loads(output(TRAINING, device, arguments=(str(steps), str(batch))))
+
+
+@needs_the_module
+@pytest.mark.parametrize("device, steps, batch", [("80", 50, 2), ("90", 20, 2)])
+def test_a_model_trains_as_on_the_cpu_and_writes_the_bits_of_forward(device, steps, batch):
+    ours, expected = losses(device, steps, batch), losses("", steps, batch)
+    assert ours == pytest.approx(expected, rel=1e-3)
+    assert ours[-1] < 0.8 * ours[0]
+
+
+@needs_the_module
+def test_decoding_kernels_write_by_default_and_a_row_has_its_bits_in_any_batch():
+    program = """
+import torch, pygpt
+from pygpt.extension import C
+config = pygpt.GPTConfig(
+    vocab_size=61, context_length=32, num_layers=2, num_heads=4, num_kv_heads=2, embedding_dim=48, tie_head=False
+)
+torch.manual_seed(1)
+model = pygpt.GPT(config)
+prompts, lengths = torch.randint(61, (3, 20)), torch.tensor([20, 1, 11])
+options = {"max_new_tokens": 5, "temperature": 0.7, "return_logprobs": True}
+exact = model.generate(prompts, prompt_lengths=lengths, exact=True, **options)
+assert not any(C.last_used(op).endswith("_decode") for op in ("attention", "feed_forward", "linear"))
+batch = model.generate(prompts, prompt_lengths=lengths, **options)
+assert all(C.last_used(op) == "cuda_sm80_decode" for op in ("attention", "feed_forward", "linear"))
+assert torch.equal(batch.tokens, exact.tokens)
+torch.testing.assert_close(batch.logprobs, exact.logprobs, rtol=1e-4, atol=1e-5)
+for row, length in enumerate(lengths.tolist()):
+    alone = model.generate(prompts[row : row + 1, :length], seed=row, **options)
+    assert torch.equal(alone.tokens[0], batch.tokens[row, : length + 5]), row
+    assert torch.equal(alone.logprobs[0].view(torch.int32), batch.logprobs[row].view(torch.int32)), row
+"""
+    output(program, "80")
 
 
 MEMORY_BOUND = {

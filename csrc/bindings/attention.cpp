@@ -45,8 +45,8 @@ struct Function {
     }
 };
 
-void forward(Call& call, Problem problem, py::handle out, py::handle lse) {
-    const attention::Forward arguments{problem, call.output(out, "out"), call.output(lse, "lse")};
+void forward(Call& call, Problem problem, py::handle out, py::handle lse, bool decode) {
+    const attention::Forward arguments{problem, call.output(out, "out"), call.output(lse, "lse"), decode};
     call.run(attention::forward, arguments);
 }
 
@@ -88,7 +88,7 @@ void define(py::module_& module, const char* name, void (*)(Call&, Problem, Tens
 }  // namespace
 
 void add_attention(py::module_& module) {
-    define<&forward>(module, "attention_forward", &forward, "out", "lse");
+    define<&forward>(module, "attention_forward", &forward, "out", "lse", "decode");
     define<&weights>(module, "attention_weights", &weights, "lse", "weights");
     define<&backward>(module, "attention_backward", &backward, "grad_out", "grad_lse", "out", "lse", "grad_q", "grad_k",
                       "grad_v");

@@ -7,7 +7,7 @@ namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, py::handle b_out, py::handle packed_w_in,
-             py::handle packed_w_out, py::handle activation, py::handle out, py::handle pre_activation) {
+             py::handle packed_w_out, py::handle activation, py::handle out, py::handle pre_activation, bool decode) {
     Call call;
     const feed_forward::Forward arguments{
         .x = call.input(x, "x"),
@@ -20,6 +20,7 @@ void forward(py::handle x, py::handle w_in, py::handle b_in, py::handle w_out, p
         .activation = activation_named(optional(word, activation, "activation")),
         .out = call.output(out, "out"),
         .pre_activation = call.optional_output(pre_activation, "pre_activation"),
+        .decode = decode,
     };
     call.run(feed_forward::forward, arguments);
 }
@@ -49,7 +50,7 @@ void backward(py::handle grad_out, py::handle x, py::handle w_in, py::handle w_o
 void add_feed_forward(py::module_& module) {
     module.def("feed_forward_forward", &forward, py::arg("x"), py::arg("w_in"), py::arg("b_in"), py::arg("w_out"),
                py::arg("b_out"), py::arg("packed_w_in"), py::arg("packed_w_out"), py::arg("activation"), py::arg("out"),
-               py::arg("pre_activation"));
+               py::arg("pre_activation"), py::arg("decode"));
     module.def("feed_forward_backward", &backward, py::arg("grad_out"), py::arg("x"), py::arg("w_in"), py::arg("w_out"),
                py::arg("pre_activation"), py::arg("activation"), py::arg("grad_x"), py::arg("grad_w_in"),
                py::arg("grad_b_in"), py::arg("grad_w_out"), py::arg("grad_b_out"));

@@ -8,7 +8,7 @@ namespace pygpt::bindings {
 namespace {
 
 void forward(py::handle x, py::handle weight, py::handle packed_weight, py::handle bias, py::handle activation,
-             py::handle residual, py::handle out, py::handle pre_activation) {
+             py::handle residual, py::handle out, py::handle pre_activation, bool decode) {
     Call call;
     const linear::Forward arguments{
         .x = call.input(x, "x"),
@@ -19,6 +19,7 @@ void forward(py::handle x, py::handle weight, py::handle packed_weight, py::hand
         .residual = call.optional_input(residual, "residual"),
         .out = call.output(out, "out"),
         .pre_activation = call.optional_output(pre_activation, "pre_activation"),
+        .decode = decode,
     };
     call.run(linear::forward, arguments);
 }
@@ -52,7 +53,8 @@ void pack(py::handle weight, py::handle packed_weight) {
 
 void add_linear(py::module_& module) {
     module.def("linear_forward", &forward, py::arg("x"), py::arg("weight"), py::arg("packed_weight"), py::arg("bias"),
-               py::arg("activation"), py::arg("residual"), py::arg("out"), py::arg("pre_activation"));
+               py::arg("activation"), py::arg("residual"), py::arg("out"), py::arg("pre_activation"),
+               py::arg("decode"));
     module.def("linear_backward", &backward, py::arg("grad_out"), py::arg("x"), py::arg("weight"),
                py::arg("pre_activation"), py::arg("activation"), py::arg("grad_x"), py::arg("grad_weight"),
                py::arg("grad_bias"));

@@ -26,7 +26,7 @@ py::list implementations() {
         py::list entries;
         for (const Op::Entry& entry : op->entries()) {
             const bool cuda = build_facts::emulated || std::string_view(entry.name).starts_with("cuda");
-            const Operands plain{DType::float32, {cuda ? DeviceType::cuda : DeviceType::cpu, 0}};
+            const Operands plain{DType::float32, {cuda ? DeviceType::cuda : DeviceType::cpu, 0}, true};
             entries.append(py::make_tuple(entry.name, entry.refuses(plain)));
         }
         out.append(py::make_tuple(op->name(), entries));

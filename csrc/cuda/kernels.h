@@ -23,6 +23,7 @@ namespace pygpt::cuda {
 [[gnu::weak]] void add_forward(const add::Forward& arguments);
 [[gnu::weak]] void add_backward(const add::Backward& arguments);
 [[gnu::weak]] void attention_forward(const attention::Forward& arguments);
+[[gnu::weak]] void attention_decode(const attention::Forward& arguments);
 [[gnu::weak]] void attention_weights(const attention::Weights& arguments);
 [[gnu::weak]] void attention_backward(const attention::Backward& arguments);
 [[gnu::weak]] void attention_bias_backward(const attention::BiasBackward& arguments);
@@ -32,11 +33,13 @@ namespace pygpt::cuda {
 [[gnu::weak]] void embedding_forward(const embedding::Forward& arguments);
 [[gnu::weak]] void embedding_backward(const embedding::Backward& arguments);
 [[gnu::weak]] void feed_forward_forward(const feed_forward::Forward& arguments);
+[[gnu::weak]] void feed_forward_decode(const feed_forward::Forward& arguments);
 [[gnu::weak]] void feed_forward_backward(const feed_forward::Backward& arguments);
 [[gnu::weak]] void grad_norm_forward(const grad_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
 [[gnu::weak]] void linear_forward(const linear::Forward& arguments);
+[[gnu::weak]] void linear_decode(const linear::Forward& arguments);
 [[gnu::weak]] void linear_backward(const linear::Backward& arguments);
 [[gnu::weak]] void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
 [[gnu::weak]] void sample_forward(const sample::Forward& arguments);

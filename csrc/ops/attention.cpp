@@ -14,6 +14,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_decode},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_forward<Isa::avx512>},
@@ -21,6 +22,7 @@ const Implementation<Forward> forward_table[] = {
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::attention_forward<Isa::scalar>},
 };
 const Implementation<Weights> weights_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_weights},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_weights},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_weights<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_weights<Isa::avx512>},
@@ -28,6 +30,7 @@ const Implementation<Weights> weights_table[] = {
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::attention_weights<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_backward},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_backward<Isa::avx512>},
@@ -35,6 +38,7 @@ const Implementation<Backward> backward_table[] = {
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::attention_backward<Isa::scalar>},
 };
 const Implementation<BiasBackward> bias_backward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_bias_backward},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_bias_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_bias_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_bias_backward<Isa::avx512>},
@@ -238,8 +242,8 @@ void check_gradients(Gradients& a) {
     statistics({"lse", a.lse}, p);
 }
 
-Operands operands(const Problem& p) {
-    return {p.q.dtype, p.q.device};
+Operands operands(const Problem& p, bool decode = false) {
+    return {p.q.dtype, p.q.device, decode};
 }
 
 }  // namespace
@@ -249,7 +253,7 @@ void forward(Forward a) {
     like_q({"out", a.out}, a.problem);
     check::contiguous({"out", a.out});
     statistics({"lse", a.lse}, a.problem);
-    op.run(forward_table, operands(a.problem), a);
+    op.run(forward_table, operands(a.problem, a.decode), a);
 }
 
 void weights(Weights a) {

@@ -50,6 +50,7 @@ struct Forward {
     Problem problem;
     TensorView out;  // (B, T, H, D), contiguous
     TensorView lse;  // (B, H, T), contiguous: float32, float64 for float64
+    bool decode;     // kernels for few queries may run, whose bits are not training's
 };
 
 // The weights p, before dropout.

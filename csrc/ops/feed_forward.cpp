@@ -12,6 +12,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::feed_forward_decode},
     {"cuda_sm80", cuda::refuses<80>, cuda::feed_forward_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::feed_forward_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::feed_forward_forward<Isa::avx512>},
@@ -19,6 +20,7 @@ const Implementation<Forward> forward_table[] = {
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::feed_forward_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::feed_forward_backward},
     {"cuda_sm80", cuda::refuses<80>, cuda::feed_forward_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::feed_forward_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::feed_forward_backward<Isa::avx512>},
@@ -53,7 +55,7 @@ void forward(Forward arguments) {
     if (a.packed_w_out) check::packed_weight({"packed_w_out", *a.packed_w_out}, x, a.N, a.hidden);
     check::product_rows({"out", a.out}, x, a.N, false);
     if (a.pre_activation) check::product_rows({"pre_activation", *a.pre_activation}, x, a.hidden, false);
-    op.run(forward_table, {a.x.dtype, a.x.device}, a);
+    op.run(forward_table, {a.x.dtype, a.x.device, a.decode}, a);
 }
 
 void backward(Backward arguments) {

@@ -26,6 +26,7 @@ struct Forward {
     Activation activation;
     TensorView out;                            // (..., N), x's dtype
     std::optional<TensorView> pre_activation;  // (..., hidden), x's dtype: w_in · x + b_in, for the backward
+    bool decode;                               // kernels for few rows may run, whose bits are not training's
     // set by the check
     std::int64_t M = 0;
     std::int64_t C = 0;

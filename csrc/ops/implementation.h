@@ -24,6 +24,7 @@ namespace pygpt {
 struct Operands {
     DType dtype;  // of the computation: that of the activations
     Device device;
+    bool decode = false;  // kernels for decoding may run: the caller does not ask for training's bits
 };
 
 // An empty string: the entry takes the arguments; else the reason why not, in words a user understands.
@@ -60,8 +61,9 @@ class Op {
     void force(const std::optional<std::string>& name);
 
     template <class Arguments, std::size_t count>
-    void run(const Implementation<Arguments> (&table)[count], const Operands& operands, const Arguments& arguments) {
+    void run(const Implementation<Arguments> (&table)[count], Operands operands, const Arguments& arguments) {
         const char* only = forced_.load();
+        operands.decode |= only != nullptr;  // who names an entry asks for its bits
         std::string reasons;
         for (const auto& entry : table) {
             if (only && std::string_view(entry.name) != only) continue;
@@ -120,6 +122,14 @@ Reason refuses(const Operands& operands) {
         return text("there are no CUDA kernels for ", name(operands.dtype));
     }
     return why_not(architecture, operands.device.index);
+}
+
+// The same for entries that decode. Among an op's backward entries they stand for training's kernels.
+template <int architecture>
+Reason refuses_decode(const Operands& operands) {
+    Reason reason = refuses<architecture>(operands);
+    if (reason.empty() && !operands.decode) reason = "it decodes, and the bits of training are asked for";
+    return reason;
 }
 
 }  // namespace cuda

@@ -12,6 +12,7 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::linear_decode},
     {"cuda_sm80", cuda::refuses<80>, cuda::linear_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_forward<Isa::avx512>},
@@ -19,6 +20,7 @@ const Implementation<Forward> forward_table[] = {
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::linear_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::linear_backward},
     {"cuda_sm80", cuda::refuses<80>, cuda::linear_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_backward<Isa::avx512>},
@@ -61,7 +63,7 @@ void forward(Forward arguments) {
         check::dtype_is({"residual", *a.residual}, a.out.dtype, "the dtype of the result");
     }
     if (a.pre_activation) check::product_rows({"pre_activation", *a.pre_activation}, x, a.N, false);
-    op.run(forward_table, {a.x.dtype, a.x.device}, a);
+    op.run(forward_table, {a.x.dtype, a.x.device, a.decode}, a);
 }
 
 void backward(Backward arguments) {

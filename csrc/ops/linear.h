@@ -21,6 +21,7 @@ struct Forward {
     std::optional<TensorView> residual;        // like out
     TensorView out;                            // (..., N), x's dtype or float32
     std::optional<TensorView> pre_activation;  // (..., N), x's dtype: x · weightᵀ + bias, for the backward
+    bool decode;                               // kernels for few rows may run, whose bits are not training's
     // set by the check
     std::int64_t M = 0;
     std::int64_t N = 0;

@@ -20,10 +20,15 @@ class KeyValueCache:
         batch: number of rows, B.
         capacity: the most tokens of a row.
         device: where the lengths are kept; keys and values lie where the model makes them.
+
+    Attributes:
+        decode: whether new tokens are computed by kernels for few rows, as `pygpt.ops.linear` says. Not from the first,
+            as prompts have many.
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
+        self.decode = False
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.positions = self.lengths.unsqueeze(1)  # (B, T) of the new tokens, each from its row's first
         self._slots = self.positions.flatten()  # (B T,) where the new tokens' keys and values go, in the flat cache
@@ -39,7 +44,7 @@ class KeyValueCache:
             new_tokens: (B,) int64, how many each row has, 0 to T; None: T.
 
         Returns:
-            The options of `pygpt.ops.attention` with which the new tokens see themselves and what came before.
+            The options of `Block.forward` with which the new tokens see themselves and what came before.
         """
         offsets = torch.arange(time, device=self.lengths.device)  # (T,)
         self.positions = slots = self.lengths.unsqueeze(1) + offsets
@@ -51,7 +56,7 @@ class KeyValueCache:
             slots = slots.masked_fill(padding, self.capacity)  # a place behind all tokens, never seen
             self._after = self.lengths + new_tokens
         self._slots = (slots + self._starts).flatten()
-        return {"causal": True, "query_start": self.lengths, "key_lengths": self._after}
+        return {"causal": True, "query_start": self.lengths, "key_lengths": self._after, "decode": self.decode}
 
     def has_layers(self) -> bool:
         """Whether tokens were read."""
@@ -85,6 +90,7 @@ class KeyValueCache:
     def repeated(self, times: int) -> KeyValueCache:
         """A cache in which each row stands that many times, one after the other."""
         out = KeyValueCache(len(self.lengths) * times, self.capacity, self.lengths.device)
+        out.decode = self.decode
         out.lengths = self.lengths.repeat_interleave(times)
         out._layers = [layer.repeated(out, times) for layer in self._layers]
         return out

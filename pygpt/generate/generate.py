@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pygpt import ops
+from pygpt.extension import EMULATED
 from pygpt.generate.cache import KeyValueCache
 from pygpt.generate.recording import RecordedStep, Unrecordable
 from pygpt.generate.rules import Rules, Word
@@ -32,7 +33,7 @@ class LanguageModel(Protocol):
     def hidden(self, ids: Tensor, lengths: Tensor | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
         """What the head sees, (rows, time, width)."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, decode: bool = False) -> Tensor:
         """The head."""
 
     def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
@@ -108,6 +109,8 @@ def generate(
         return_logprobs: give a `Generation`, with the model's log-probabilities before all of the above.
         stream: is called with row and token when a token has been chosen.
         exact: whether the bits must be those of ``forward``; on the CPU they always are. None: on CUDA they need not.
+            Where they need not, tokens after a row's first are computed by kernels for few rows (``decode`` of
+            `pygpt.ops.linear`): their bits, too, depend on nothing but the row.
         pad_token: what follows a row's last token.
         no_repeat_ngram_size: as in `beam_search`.
         bad_words: as in `beam_search`.
@@ -144,6 +147,8 @@ def generate(
     )
     batch, time = ids.shape
     rows = batch * num_samples
+    on_cuda = ids.device.type == "cuda" or EMULATED is not None
+    decode = exact is False or (exact is None and on_cuda)
     seeds = _seeds(seed, rows, ids.device)
 
     padding = torch.arange(time, device=ids.device) >= prompt_lengths.unsqueeze(1)
@@ -155,6 +160,7 @@ def generate(
     with _evaluating(model), model.session(max_new_tokens):
         reader = _Reader(model, batch, min(time + max_new_tokens, model.config.context_length), ids.device)
         logits = reader.logits(tokens, lengths, alive) if batch and max_new_tokens else torch.empty(batch, 0)  # (B, V)
+        reader.cache.decode = decode
         if num_samples > 1:
             reader.cache = reader.cache.repeated(num_samples)
             tokens, lengths, alive, logits = (
@@ -211,7 +217,9 @@ class _Reader:
         From the second call on, the arguments are the same tensors, with one more token in each row that is alive.
         """
         recorded = self._replay(tokens, lengths, alive)
-        return self.model.logits(self.read(tokens, lengths, alive)) if recorded is None else recorded
+        if recorded is not None:
+            return recorded
+        return self.model.logits(self.read(tokens, lengths, alive), self.cache.decode)
 
     def _replay(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor | None:
         """The logits by a recorded step, if that can be."""

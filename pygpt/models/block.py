@@ -83,7 +83,12 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, memory: KeysAndValues | None = None, memory_lengths: Tensor | None = None, **visible: Any
+        self,
+        x: Tensor,
+        memory: KeysAndValues | None = None,
+        memory_lengths: Tensor | None = None,
+        decode: bool = False,
+        **visible: Any,
     ) -> Tensor:
         """Map the residual stream (B, T, C) to the next layer's.
 
@@ -91,28 +96,29 @@ class Block(nn.Module):
             x: (B, T, C).
             memory: the context's keys and values, from ``cross_attention.keys_values``.
             memory_lengths: (B,) int64, each row's own tokens of the context.
-            visible: options of `MultiHeadAttention.forward`.
+            decode: as in `pygpt.ops.linear`, for all that the block computes.
+            visible: other options of `MultiHeadAttention.forward`.
         """
         if self.pre_norm:
-            branch = self._attend(self.norm_1(x), visible)  # (B, T, C)
+            branch = self._attend(self.norm_1(x), decode, visible)  # (B, T, C)
             if self.cross_norm is not None:
                 branch, x = _add_norm(self.cross_norm, branch, x)
-                branch = self._attend_to(memory, memory_lengths, branch)
+                branch = self._attend_to(memory, memory_lengths, branch, decode)
             branch, x = _add_norm(self.norm_2, branch, x)
-            return ops.add(x, self.feed_forward(branch).to(x.dtype))
-        x, _ = _add_norm(self.norm_1, self._attend(x, visible), x)  # (B, T, C)
+            return ops.add(x, self.feed_forward(branch, decode).to(x.dtype))
+        x, _ = _add_norm(self.norm_1, self._attend(x, decode, visible), x)  # (B, T, C)
         if self.cross_norm is not None:
-            x, _ = _add_norm(self.cross_norm, self._attend_to(memory, memory_lengths, x), x)
-        x, _ = _add_norm(self.norm_2, self.feed_forward(x), x)
+            x, _ = _add_norm(self.cross_norm, self._attend_to(memory, memory_lengths, x, decode), x)
+        x, _ = _add_norm(self.norm_2, self.feed_forward(x, decode), x)
         return x
 
-    def _attend(self, x: Tensor, visible: dict[str, Any]) -> Tensor:
-        out: Tensor = self.attention(x, window=self.window, **visible)
+    def _attend(self, x: Tensor, decode: bool, visible: dict[str, Any]) -> Tensor:
+        out: Tensor = self.attention(x, window=self.window, decode=decode, **visible)
         return ops.dropout(out, self.dropout) if self.training else out
 
-    def _attend_to(self, memory: KeysAndValues | None, lengths: Tensor | None, x: Tensor) -> Tensor:
+    def _attend_to(self, memory: KeysAndValues | None, lengths: Tensor | None, x: Tensor, decode: bool) -> Tensor:
         assert self.cross_attention is not None and memory is not None, "a block that attends to a context is given one"
-        out: Tensor = self.cross_attention(x, memory, key_lengths=lengths)
+        out: Tensor = self.cross_attention(x, memory, key_lengths=lengths, decode=decode)
         return ops.dropout(out, self.dropout) if self.training else out
 
 
@@ -156,7 +162,7 @@ def run_blocks(
         recompute: in training, keep each block's input only and compute the block again in the backward pass.
         cache: of earlier tokens, in which ``x`` is counted when all blocks have run.
         memory: the context that the blocks attend to.
-        visible: options of `MultiHeadAttention.forward`.
+        visible: options of `Block.forward`.
     """
     for layer, block in enumerate(blocks):
         if cache is not None:

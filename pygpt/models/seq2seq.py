@@ -461,6 +461,6 @@ class _Writer:
             self._memory = self._memory.repeated(len(ids) // rows)
         return self._model.decode(ids, self._memory, lengths, cache)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, decode: bool = False) -> Tensor:
         """Those of the model."""
-        return self._model.logits(hidden)
+        return self._model.logits(hidden, decode)

@@ -78,11 +78,18 @@ class Transformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The head: (..., width) to (..., vocabulary), in float32 (float64 for a float64 model), never rounded."""
+    def logits(self, hidden: Tensor, decode: bool = False) -> Tensor:
+        """The head: (..., width) to (..., vocabulary), in float32 (float64 for a float64 model), never rounded.
+
+        Args:
+            hidden: (..., width).
+            decode: as in `pygpt.ops.linear`.
+        """
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         packed = None if torch.is_autocast_enabled(hidden.device.type) else self.packed_head
-        return ops.linear(hidden, self.head_weight, self.head_bias, out_dtype=dtype, packed_weight=packed)
+        return ops.linear(
+            hidden, self.head_weight, self.head_bias, out_dtype=dtype, packed_weight=packed, decode=decode
+        )
 
     @contextlib.contextmanager
     def session(self, passes: int = 0) -> Iterator[None]:

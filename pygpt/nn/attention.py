@@ -85,6 +85,7 @@ class MultiHeadAttention(nn.Module):
         *,
         cache: Cache | None = None,
         rotation: Tensor | None = None,
+        decode: bool = False,
         **options: Any,
     ) -> Any:
         """Attend from ``x``.
@@ -94,6 +95,7 @@ class MultiHeadAttention(nn.Module):
             context: (batch, k_time, width): attend to this, or to what `keys_values` made of it. None: to ``x`` itself.
             cache: keeps the keys and values of ``x`` (or the context), and gives those that came before.
             rotation: turns queries and keys, as `pygpt.nn.rotary.rotate` takes it.
+            decode: as in `pygpt.ops.attention` and `pygpt.ops.linear`, but not for a context's keys and values.
             options: of `pygpt.ops.attention`, such as ``causal=True``; ``dropout`` stands in the module.
 
         Returns:
@@ -102,16 +104,17 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if a shape or an option does not fit.
         """
-        q, k, v = self._project(x, context)
+        q, k, v = self._project(x, context, decode)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-        attended = ops.attention(q, k, v, dropout=self.dropout if self.training else 0.0, **options)
+        dropout = self.dropout if self.training else 0.0
+        attended = ops.attention(q, k, v, dropout=dropout, decode=decode, **options)
         attended, extras = (attended[0], attended[1:]) if isinstance(attended, tuple) else (attended, ())
-        out = self.out(attended.flatten(2))  # (B, T, H, D) -> (B, T, C)
+        out = self.out(attended.flatten(2), decode)  # (B, T, H, D) -> (B, T, C)
         return (out, *extras) if extras else out
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,15 +127,17 @@ class MultiHeadAttention(nn.Module):
         k, v = torch.split(self._heads(kv, 2 * self.num_kv_heads), self.num_kv_heads, dim=2)
         return k, v
 
-    def _project(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, context: Tensor | tuple[Tensor, Tensor] | None, decode: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H, D), keys and values (B, S, G, D)."""
         heads, kv_heads = self.num_heads, self.num_kv_heads
         if context is None:
-            qkv = self._heads(self.qkv(x), heads + 2 * kv_heads)  # (B, T, H + 2 G, D)
+            qkv = self._heads(self.qkv(x, decode), heads + 2 * kv_heads)  # (B, T, H + 2 G, D)
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=2)
             return q, k, v
         rows, bias = heads * self.head_dim, self.qkv.bias
-        q = ops.linear(x, self.qkv.weight[:rows], None if bias is None else bias[:rows])
+        q = ops.linear(x, self.qkv.weight[:rows], None if bias is None else bias[:rows], decode=decode)
         k, v = context if isinstance(context, tuple) else self.keys_values(context)
         return self._heads(q, heads), k, v
 

@@ -42,11 +42,11 @@ class FeedForward(nn.Module):
         self.up = Linear(width, hidden, bias, device=device, dtype=dtype)
         self.down = Linear(hidden, width, bias, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., width) to (..., width)."""
+    def forward(self, x: Tensor, decode: bool = False) -> Tensor:
+        """Map (..., width) to (..., width); ``decode`` as in `pygpt.ops.linear`."""
         up, down = self.up, self.down
         out = ops.feed_forward(
-            x, up.weight, up.bias, down.weight, down.bias, self.activation, up.packed(), down.packed()
+            x, up.weight, up.bias, down.weight, down.bias, self.activation, up.packed(), down.packed(), decode
         )
         return ops.dropout(out, self.dropout) if self.training else out
 

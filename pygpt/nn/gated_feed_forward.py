@@ -49,17 +49,17 @@ class GatedFeedForward(nn.Module):
         self.up = Linear(width, hidden, bias, device=device, dtype=dtype)
         self.down = Linear(hidden, width, bias, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., width) to (..., width)."""
-        out: Tensor = self.down(self._gated(x) * self.up(x))
+    def forward(self, x: Tensor, decode: bool = False) -> Tensor:
+        """Map (..., width) to (..., width); ``decode`` as in `pygpt.ops.linear`."""
+        out: Tensor = self.down(self._gated(x, decode) * self.up(x, decode), decode)
         return ops.dropout(out, self.dropout) if self.training else out
 
-    def _gated(self, x: Tensor) -> Tensor:
+    def _gated(self, x: Tensor, decode: bool) -> Tensor:
         """``activation(x W_gate^T)``, (..., hidden)."""
         gate = self.gate
         if self.activation == "swiglu":
-            return nn.functional.silu(gate(x))
-        return ops.linear(x, gate.weight, gate.bias, GATES[self.activation], packed_weight=gate.packed())
+            return nn.functional.silu(gate(x, decode))
+        return ops.linear(x, gate.weight, gate.bias, GATES[self.activation], packed_weight=gate.packed(), decode=decode)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -56,9 +56,9 @@ class Linear(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features)."""
-        return ops.linear(x, self.weight, self.bias, packed_weight=self.packed())
+    def forward(self, x: Tensor, decode: bool = False) -> Tensor:
+        """Map (..., in_features) to (..., out_features); ``decode`` as in `pygpt.ops.linear`."""
+        return ops.linear(x, self.weight, self.bias, packed_weight=self.packed(), decode=decode)
 
     def packed(self) -> Tensor | None:
         """``packed_weight`` where it is of use: autocast computes with a cast weight, which is another."""

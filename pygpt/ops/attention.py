@@ -33,6 +33,7 @@ def attention(
     seed: int | Tensor | None = None,
     return_weights: bool = False,
     return_lse: bool = False,
+    decode: bool = False,
 ) -> Any:
     """Average the values, weighted by the softmax of each query's scores with the keys.
 
@@ -61,6 +62,8 @@ def attention(
             tensor with one seed for each; None draws one from torch's default generator.
         return_weights: also return the weights, (batch, heads, q_time, k_time), before dropout and without gradient.
         return_lse: also return log(sum(exp(x))), (batch, heads, q_time) float32, -inf where no key is seen.
+        decode: let kernels for few queries run, on CUDA, where training's ask for many. Their bits are others, but
+            depend on the query and the keys that it sees alone as well.
 
     Returns:
         The shape and dtype of ``q``; with ``return_weights`` or ``return_lse`` a tuple ``(out[, weights][, lse])``.
@@ -79,7 +82,7 @@ def attention(
         *(q, k, v, _causal(causal), scale, key_lengths, query_start, cu_seqlens, mask, bias, window, softcap, dropout),
         None if dropout == 0 else seed_tensor(seed, q.device),
     )
-    out, lse = _attention(*problem)
+    out, lse = _attention(*problem, decode)
     if not return_weights and not return_lse:
         return out
     results = [out]
@@ -118,9 +121,10 @@ def _statistics_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _forward(q: Tensor, *problem: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, *problem_and_decode: Any) -> tuple[Tensor, Tensor]:
+    *problem, decode = problem_and_decode
     out, lse = q.new_empty(q.shape), _lse_like(q)
-    C.attention_forward(*_kernel_problem(q, *problem), out, lse)
+    C.attention_forward(*_kernel_problem(q, *problem), out, lse, decode)
     return out, lse
 
 
@@ -140,7 +144,8 @@ def _weights_fake(q: Tensor, k: Tensor, *_: Any) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.options = tuple(None if isinstance(each, Tensor) else each for each in inputs)
+    *problem, _ = inputs
+    ctx.options = tuple(None if isinstance(each, Tensor) else each for each in problem)
     ctx.tensors = [i for i, each in enumerate(inputs) if isinstance(each, Tensor)]
     ctx.save_for_backward(*(inputs[i] for i in ctx.tensors), *output)
     ctx.set_materialize_grads(False)
@@ -150,7 +155,7 @@ _BIAS = 9  # its place among the inputs
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients: list[Tensor | None] = [None] * len(ctx.options)
+    gradients: list[Tensor | None] = [None] * (len(ctx.options) + 1)
     if grad_out is None and grad_lse is None:
         return tuple(gradients)
     *tensors, out, lse = ctx.saved_tensors
@@ -222,7 +227,7 @@ _attention_weights = Operation(
 )
 _attention = Operation(
     "attention",
-    f"({_PROBLEM}) -> (Tensor, Tensor)",
+    f"({_PROBLEM}, bool decode) -> (Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup=_setup,

@@ -21,6 +21,7 @@ def feed_forward(
     activation: str | None = "gelu_tanh",
     packed_w_in: Tensor | None = None,
     packed_w_out: Tensor | None = None,
+    decode: bool = False,
 ) -> Tensor:
     """``activation(x W_in^T + b_in) W_out^T + b_out`` over the last dimension.
 
@@ -36,6 +37,7 @@ def feed_forward(
         activation: ``"gelu"``, ``"gelu_tanh"``, ``"relu"`` or None, as in `linear`.
         packed_w_in: what `pack_linear` made of ``w_in`` in the dtype of ``x``, on the CPU, or None.
         packed_w_out: the same of ``w_out``.
+        decode: as in `linear`.
 
     Returns:
         (..., out), the dtype of ``x``.
@@ -48,7 +50,7 @@ def feed_forward(
     """
     require_tensors(x=x, w_in=w_in, w_out=w_out)
     (x,) = autocast(x)
-    return _feed_forward(x, w_in, b_in, w_out, b_out, activation, packed_w_in, packed_w_out)[0]  # type: ignore[no-any-return]
+    return _feed_forward(x, w_in, b_in, w_out, b_out, activation, packed_w_in, packed_w_out, decode)[0]  # type: ignore[no-any-return]
 
 
 def _wide(x: Tensor, weight: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ def _run(
     activation: str | None,
     packed_w_in: Tensor | None,
     packed_w_out: Tensor | None,
+    decode: bool,
 ) -> Tensor:
     out = _wide(x, w_out)
     biases = contiguous(b_in), contiguous(b_out)
@@ -79,6 +82,7 @@ def _run(
         activation,
         out,
         pre_activation,
+        decode,
     )
     return out
 
@@ -97,7 +101,7 @@ def _fake(x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, *_: Any) 
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, w_in, b_in, w_out, b_out, ctx.activation, _, _ = inputs
+    x, w_in, b_in, w_out, b_out, ctx.activation, _, _, _ = inputs
     ctx.save_for_backward(x, w_in, w_out, output[1])
     ctx.bias_dtypes = tuple(None if bias is None else bias.dtype for bias in (b_in, b_out))
     ctx.set_materialize_grads(False)
@@ -105,7 +109,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 8
+        return (None,) * 9
     x, w_in, w_out, pre_activation = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
     grads = _feed_forward_backward(
@@ -121,7 +125,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | Non
         needs[3],
         ctx.bias_dtypes[1] if needs[4] else None,
     )
-    return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None)
+    return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None, None)
 
 
 def _backward_fake(
@@ -179,7 +183,7 @@ _feed_forward_backward = Operation(
 _feed_forward = Operation(
     "feed_forward",
     "(Tensor x, Tensor w_in, Tensor? b_in, Tensor w_out, Tensor? b_out, str? activation, Tensor? packed_w_in,"
-    " Tensor? packed_w_out) -> (Tensor, Tensor)",
+    " Tensor? packed_w_out, bool decode) -> (Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup=_setup,

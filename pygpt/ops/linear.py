@@ -21,6 +21,7 @@ def linear(
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     packed_weight: Tensor | None = None,
+    decode: bool = False,
 ) -> Tensor:
     """``activation(x W^T + b) + residual`` over the last dimension.
 
@@ -36,6 +37,8 @@ def linear(
         out_dtype: the dtype of the result, that of ``x`` or float32; by default that of ``residual``, else of ``x``.
         packed_weight: what `pack_linear` made of ``weight`` in the dtype of ``x``, or None. The result has the same
             bits with it. The weight must not have changed since. Packed weights are for the CPU.
+        decode: let kernels for few rows run, on CUDA, where training's ask for many. Their bits are others, but depend
+            on the row alone as well.
 
     Returns:
         (..., out).
@@ -48,7 +51,7 @@ def linear(
     """
     require_tensors(x=x, weight=weight)
     (x,) = autocast(x)
-    return _linear(x, weight, bias, activation, residual, out_dtype, packed_weight)[0]  # type: ignore[no-any-return]
+    return _linear(x, weight, bias, activation, residual, out_dtype, packed_weight, decode)[0]  # type: ignore[no-any-return]
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -110,11 +113,12 @@ def _forward(
     residual: Tensor | None,
     out_dtype: torch.dtype | None,
     packed_weight: Tensor | None,
+    decode: bool,
 ) -> tuple[Tensor, Tensor]:
     x, weight, residual = contiguous(x), contiguous(weight), contiguous(residual)
     out, kept = _out(x, weight, residual, out_dtype), _pre_activation(x, weight, activation)
     C.linear_forward(
-        x, weight, packed_weight, contiguous(bias), activation, residual, out, kept if activation else None
+        x, weight, packed_weight, contiguous(bias), activation, residual, out, kept if activation else None, decode
     )
     return out, kept
 
@@ -127,10 +131,11 @@ def _inference(
     residual: Tensor | None,
     out_dtype: torch.dtype | None,
     packed_weight: Tensor | None,
+    decode: bool,
 ) -> tuple[Tensor]:
     x, weight, residual = contiguous(x), contiguous(weight), contiguous(residual)
     out = _out(x, weight, residual, out_dtype)
-    C.linear_forward(x, weight, packed_weight, contiguous(bias), activation, residual, out, None)
+    C.linear_forward(x, weight, packed_weight, contiguous(bias), activation, residual, out, None, decode)
     return (out,)
 
 
@@ -142,12 +147,13 @@ def _fake(
     residual: Tensor | None,
     out_dtype: torch.dtype | None,
     packed_weight: Tensor | None,
+    decode: bool,
 ) -> tuple[Tensor, Tensor]:
     return _out(x, weight, residual, out_dtype), _pre_activation(x, weight, activation)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, ctx.activation, residual, _, _ = inputs
+    x, weight, bias, ctx.activation, residual, _, _, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.has_residual = residual is not None
@@ -156,7 +162,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 7
+        return (None,) * 8
     x, weight, kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     bias_dtype = ctx.bias_dtype if needs_bias else None
@@ -169,6 +175,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | Non
         grad_bias if needs_bias else None,
         None,
         grad_out if ctx.has_residual else None,
+        None,
         None,
         None,
     )
@@ -225,7 +232,7 @@ _linear_backward = Operation(
 _linear = Operation(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor? residual, ScalarType? out_dtype,"
-    " Tensor? packed_weight) -> (Tensor, Tensor)",
+    " Tensor? packed_weight, bool decode) -> (Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup=_setup,

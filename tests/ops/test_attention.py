@@ -387,6 +387,29 @@ def test_large_scores_do_not_overflow(implementation, generator):
     assert not ops.attention(q, k, v).isfinite().any()
 
 
+@pytest.mark.decode
+@pytest.mark.skipif(EMULATED is None, reason="only the emulated device counts")
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_few_queries_read_each_key_once_in_whole_sectors_without_conflicts(implementation, generator, head_dim):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 1, 1, 256, 1, 1, head_dim, dtype)
+        C.emulator.set_option("count", "1")
+        try:
+            ops.attention(q, k, v, causal=True)
+            decode, combine = json.loads(C.emulator.take_counts())
+        finally:
+            C.emulator.set_option("count", "0")
+        assert "attention_decode" in decode["kernel"] and "attention_combine" in combine["kernel"]
+        for line in decode["lines"]:
+            if any(file in line["line"] for file in ("ldmatrix.cuh", "cp_async.cuh", "products.cuh", "pack.cuh")):
+                assert line["shared_wavefronts"] == line["shared_ideal"], f"{dtype}: {line}"
+        copied = sum(line["global_sectors"] for line in decode["lines"] if "cp_async.cuh" in line["line"])
+        once = (k.numel() + v.numel()) * q.element_size() / 32
+        assert once <= copied <= 1.07 * once, f"{dtype}: each split also has the query"
+        for launch in (decode, combine):
+            assert launch["global_sectors"] <= launch["global_ideal"], f"{dtype}, {launch['kernel']}"
+
+
 @pytest.mark.skipif(EMULATED is None, reason="only the emulated device counts")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_operands_of_tensor_cores_have_no_bank_conflicts(implementation, generator, head_dim):
@@ -404,6 +427,108 @@ def test_operands_of_tensor_cores_have_no_bank_conflicts(implementation, generat
                 assert line["shared_wavefronts"] == line["shared_ideal"], (launch["kernel"], line)
                 checked.add(launch["kernel"])
     assert len(checked) == 3, "forward, gradients of queries, gradients of keys"
+
+
+@pytest.mark.decode
+@settings(max_examples=smaller(20, 6))
+@given(
+    sizes=st.tuples(
+        st.integers(1, 2),  # batch
+        st.sampled_from([0, 1, 2, 3, 5]),  # q_time
+        st.sampled_from([0, 1, 17, 127, 128, 129, 300]),  # k_time
+        st.integers(1, 2),  # key/value heads
+        st.sampled_from([1, 2, 9]),  # query heads for each
+        st.sampled_from([1, 7, 16, 33, 64, 80]),  # head_dim
+    ),
+    causal=st.booleans(),
+    window=st.none() | st.sampled_from([1, 20, 150]),
+    softcap=st.none() | st.floats(0.5, 50),
+    places=st.sampled_from(["whole", "key_lengths", "query_start", "both"]),
+    extra=st.sampled_from(["", "mask", "bias"]),
+)
+@example((1, 1, 300, 1, 1, 256), True, None, None, "whole", "")
+@example((2, 5, 300, 1, 9, 40), True, 150, 20.0, "both", "bias")
+def test_few_queries_match_the_reference(implementation, sizes, causal, window, softcap, places, extra):
+    generator = random_generator()
+    batch, q_time, k_time, kv_heads, group, head_dim = sizes
+    shape = batch, kv_heads * group, q_time, k_time
+    options = {"causal": causal, "window": window, "softcap": softcap}
+    if places in ("key_lengths", "both"):
+        options["key_lengths"] = torch.randint(0, k_time + 1, (batch,), generator=generator)
+    if places in ("query_start", "both"):
+        options["query_start"] = torch.randint(0, k_time + 3, (batch,), generator=generator)
+    if extra == "mask":
+        options["mask"] = torch.randint(0, 2, shape, generator=generator).bool()
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, batch, q_time, k_time, shape[1], kv_heads, head_dim, dtype)
+        bias = normal(generator, *shape, dtype=dtype) if extra == "bias" else None
+        if bias is not None:
+            bias[bias > 1] = -math.inf
+        ours = ops.attention(q, k, v, bias=bias, return_lse=True, **options)
+        upcast = [None if x is None else x.double() for x in (q, k, v, bias)]
+        exact = reference.attention(*upcast[:3], bias=upcast[3], return_lse=True, **options)
+        flipped, lse = plain_attention(*(x.flip(-1) for x in (q, k, v)), bias, **options)
+        peers = [plain_attention(q, k, v, bias, **options), (flipped.flip(-1), lse)]
+        blind = exact[1] == -math.inf
+        assert torch.equal(ours[1] == -math.inf, blind)
+        for i, name in enumerate(("out", "lse")):
+            mine, right, *theirs = (x[i] if i == 0 else x[i].masked_fill(blind, 0) for x in (ours, exact, *peers))
+            farthest = max(theirs, key=lambda x, y=right: float((x.double() - y).abs().max()) if x.numel() else 0)
+            assert_accurate(mine, right, farthest, f"{name}, {dtype}")
+
+
+@pytest.mark.decode
+def test_bits_of_a_query_do_not_depend_on_what_is_beside_it(implementation, generator):
+    """On other rows and queries, the cache's size, what lies behind a row's keys, strides, the interleaving."""
+    lengths = torch.tensor([300, 1, 128, 129])
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 4, 2, 320, 6, 2, 40, dtype)
+        for row, length in enumerate(lengths):
+            k[row, length:], v[row, length:] = math.nan, math.inf
+        for window in (None, 130):
+            options = {"causal": True, "window": window}
+            batch = ops.attention(q, k, v, key_lengths=lengths, query_start=lengths - 2 + 1, **options)
+            for row, length in enumerate(lengths.tolist()):
+                own = q[row : row + 1], k[row : row + 1, :length], v[row : row + 1, :length]
+                start = torch.tensor([length - 1])
+                alone = ops.attention(*own, query_start=start, **options)
+                assert_same_bits(batch[row : row + 1], alone, f"{dtype}, row {row}, window {window}")
+                one = ops.attention(own[0][:, :1], *own[1:], query_start=start, **options)
+                assert_same_bits(alone[:, :1], one, f"{dtype}, row {row}, the first query")
+        packed = torch.stack([k, v], dim=2)[:2]
+        strided_kv = packed[:, :, 0], packed[:, :, 1]
+        for kv in (strided_kv, [unaligned(x[:2]) for x in (k, v)]):
+            moved = ops.attention(
+                unaligned(q[:2]), *kv, key_lengths=lengths[:2], query_start=lengths[:2] - 1, **options
+            )
+            assert_same_bits(moved, batch[:2], f"{dtype}, other places in memory")
+        where = {"key_lengths": lengths[2:], "query_start": lengths[2:] - 1, "softcap": 30.0, "dropout": 0.2, "seed": 3}
+        assert_bits_hold(
+            lambda t=(q[2:], k[2:], v[2:]), o=options | where: ops.attention(*t, return_lse=True, **o), f"{dtype}"
+        )
+
+
+@pytest.mark.decode
+def test_dropout_of_few_queries_follows_the_documented_bits(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, 3, 150, 4, 2, 20, dtype)
+        keep = attention_mask(2, 4, 3, 150, 0.75, 17)
+        out = ops.attention(q, k, v, dropout=0.75, seed=17)
+        exact = reference.attention(*(x.double() for x in (q, k, v)), keep=keep, dropout=0.75)
+        assert_accurate(out, exact, plain_attention(q, k, v, keep=keep, dropout=0.75)[0], f"{dtype}")
+        assert (ops.attention(q, k, v, dropout=1.0, seed=17) == 0).all()
+
+
+@pytest.mark.decode
+def test_packed_documents_of_few_queries(implementation, generator):
+    bounds = [0, 0, 5, 140, 141]
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 1, 141, 141, 2, 1, 20, dtype)
+        packed = ops.attention(q, k, v, causal=True, dropout=0.3, seed=5, cu_seqlens=torch.tensor(bounds))
+        for document, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            own = (x[:, begin:end] for x in (q, k, v))
+            alone = ops.attention(*own, causal=True, dropout=0.3, seed=5 + document)
+            assert_same_bits(packed[:, begin:end], alone, f"{dtype}, document {document}")
 
 
 def each_option(dtype):
@@ -454,7 +579,7 @@ def test_opcheck(generator):
         causal = "bottom_right" if options.pop("causal", None) else None
         names = ("key_lengths", "query_start", "cu_seqlens", "mask", "bias", "window", "softcap")
         problem = (*tensors, causal, options.pop("scale", 0.5), *(options.get(name) for name in names))
-        problem = (*problem, options.get("dropout", 0.0), options.get("seed"))
+        problem = (*problem, options.get("dropout", 0.0), options.get("seed"), False)
         torch.library.opcheck(torch.ops.pygpt.attention, problem)
 
 

@@ -169,13 +169,25 @@ def test_gradcheck(generator):
     assert torch.autograd.gradcheck(ops.feed_forward, (x.detach(), w_in.detach(), None, w_out, None))
 
 
+@pytest.mark.decode
+def test_few_rows_match_two_linear_layers(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        tensors, _ = inputs(generator, (3,), 40, 70, 33, dtype)
+        x, w_in, b_in, w_out, b_out = tensors
+        out = ops.feed_forward(*tensors)
+        hidden = ops.linear(x, w_in, b_in, "gelu_tanh", decode=True)
+        assert_same_bits(out, ops.linear(hidden, w_out, b_out, decode=True), f"{dtype}")
+        exact = reference.feed_forward(*(t.double() for t in tensors))
+        assert_accurate(out, exact, torch_feed_forward(*tensors, "gelu_tanh"), f"{dtype}")
+
+
 def test_opcheck(generator):
     tensors, _ = inputs(generator, (2, 3), 4, 6, 5)
     for t in tensors:
         t.requires_grad_()
-    torch.library.opcheck(torch.ops.pygpt.feed_forward, (*tensors, "gelu_tanh", None, None))
+    torch.library.opcheck(torch.ops.pygpt.feed_forward, (*tensors, "gelu_tanh", None, None, False))
     x, w_in, _, w_out, _ = tensors
-    torch.library.opcheck(torch.ops.pygpt.feed_forward, (x, w_in, None, w_out, None, None, None, None))
+    torch.library.opcheck(torch.ops.pygpt.feed_forward, (x, w_in, None, w_out, None, None, None, None, True))
 
 
 def test_compiled_gives_the_same_bits(generator):

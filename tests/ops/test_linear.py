@@ -224,6 +224,82 @@ def test_the_product_has_no_bank_conflict_in_its_loop_and_uses_whole_sectors(imp
             assert long["global_sectors"] == long["global_ideal"], f"{run.__name__}, {dtype}"
 
 
+@pytest.mark.decode
+@pytest.mark.parametrize(
+    "inputs, outputs, activation", [(67, 33, "gelu"), (0, 5, None), (1100, 48, "relu"), (8, 1, None)]
+)
+def test_few_rows_match_the_reference(implementation, generator, inputs, outputs, activation):
+    for dtype in dtypes_of(implementation):
+        for rows in (1, 5, 9, 16, 31, 64, 70):
+            x, weight = normal(generator, rows, inputs, dtype=dtype), normal(generator, outputs, inputs, dtype=dtype)
+            weight = weight * max(inputs, 1) ** -0.5
+            bias, residual = normal(generator, outputs), normal(generator, rows, outputs, dtype=dtype)
+            tensors = [x, weight, bias, residual]
+            exact = reference.linear(*(t.double() for t in tensors[:3]), activation, residual.double())
+            peers = [
+                function(x, weight, bias.to(dtype), activation, residual)
+                for function in (torch_linear, *[shuffled(torch_linear, generator)] * 3)
+            ]
+            (peer,) = least_accurate([[each] for each in peers], [exact])
+            out = ops.linear(x, weight, bias, activation, residual)
+            assert_accurate(out, exact, peer, f"{rows} rows of {dtype}")
+            if rows != 5 or activation is None:
+                continue
+            grad = normal(generator, rows, outputs, dtype=dtype)
+            ours = run(ops.linear, activation, [x, weight, bias.to(dtype), residual], grad)
+            exact_grads = run(
+                reference.linear, activation, [t.double() for t in (x, weight, bias.to(dtype), residual)], grad.double()
+            )
+            for mine, right in zip(
+                ours[1:], exact_grads[1:], strict=True
+            ):  # from the values kept before the activation
+                torch.testing.assert_close(mine.double(), right, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.decode
+def test_bits_of_few_rows_do_not_depend_on_the_others(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        x, weight = normal(generator, 77, 301, dtype=dtype), normal(generator, 75, 301, dtype=dtype)
+        bias = normal(generator, 75, dtype=dtype)
+        x[3] *= 1e-38  # products among the denormals
+        assert_bits_hold(lambda t=(x[:9], weight, bias): [ops.linear(*t, "gelu", out_dtype=torch.float32)], f"{dtype}")
+        out = ops.linear(x, weight, bias, "gelu")
+        for first, count in ((0, 1), (76, 1), (3, 8), (40, 9), (30, 17), (2, 33), (13, 64)):
+            rows = slice(first, first + count)
+            assert_same_bits(out[rows], ops.linear(x[rows], weight, bias, "gelu"), f"{dtype}, {count} rows")
+        for awkward in (unaligned, strided):
+            moved = ops.linear(awkward(x[:9]), awkward(weight), awkward(bias), "gelu")
+            assert_same_bits(out[:9], moved, awkward.__name__)
+        x[4, 7] = torch.nan
+        out = ops.linear(x[:9], weight)
+        assert out[4].isnan().all() and out[5:].isfinite().all() and out[:4].isfinite().all()
+
+
+@pytest.mark.decode
+@pytest.mark.skipif(not EMULATED, reason="counts are the emulated device's")
+def test_few_rows_read_each_weight_once_in_whole_sectors(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        for rows in (1, 16):
+            x, weight = normal(generator, rows, 512, dtype=dtype), normal(generator, 48, 512, dtype=dtype)
+            counts = counts_of_product(lambda x=x, weight=weight: ops.linear(x, weight))
+            assert counts["shared_wavefronts"] == counts["shared_ideal"] > 0, f"{rows} rows of {dtype}"
+            assert counts["global_sectors"] <= counts["global_ideal"], f"{rows} rows of {dtype}"
+            loads = sum(line["global_sectors"] for line in counts["lines"] if "load.cuh" in line["line"])
+            assert loads == weight.numel() * weight.element_size() / 32
+
+
+def test_who_asks_for_speed_with_few_rows_gets_the_implementation_for_it(generator):
+    """Whatever the number of rows; on the CPU there is one for all, with the same bits."""
+    for rows in (1, 100):
+        x, weight = normal(generator, rows, 40), normal(generator, 9, 40)
+        plain = ops.linear(x, weight)
+        assert not C.last_used("linear").endswith("_decode")
+        fast = ops.linear(x, weight, decode=True)
+        assert C.last_used("linear").endswith("_decode") == (EMULATED is not None)
+        if not EMULATED:
+            assert_same_bits(plain, fast, f"{rows} rows")
+
+
 def test_float32_results_of_bfloat16(implementation, generator):
     x, weight = (normal(generator, 9, 40, dtype=torch.bfloat16) for _ in range(2))
     bias, residual, grad = normal(generator, 9), normal(generator, 9, 9), normal(generator, 9, 9)
@@ -293,10 +369,10 @@ def test_gradcheck(generator):
 def test_opcheck(generator):
     x, weight, bias, residual = (normal(generator, *s).requires_grad_() for s in ((2, 3, 5), (4, 5), (4,), (2, 3, 4)))
     op = torch.ops.pygpt.linear
-    torch.library.opcheck(op, (x, weight, bias, "gelu_tanh", residual, None, None))
+    torch.library.opcheck(op, (x, weight, bias, "gelu_tanh", residual, None, None, False))
     if not EMULATED:
-        torch.library.opcheck(op, (x, weight, None, None, None, None, ops.pack_linear(weight)))
-    torch.library.opcheck(op, (x.bfloat16(), weight.bfloat16(), None, None, None, torch.float32, None))
+        torch.library.opcheck(op, (x, weight, None, None, None, None, ops.pack_linear(weight), False))
+    torch.library.opcheck(op, (x.bfloat16(), weight.bfloat16(), None, None, None, torch.float32, None, True))
 
 
 def test_compiled_gives_the_same_bits(generator):

@@ -264,6 +264,27 @@ struct Tiling {
     }
 };
 
+// The tile of rows that a block works on; not any where it has no rows.
+struct BlockRows {
+    std::int64_t in_sequence;  // which
+    int kv_head;
+    Sequence sequence;
+    RowTile rows;
+
+    template <class Storage>
+    __device__ BlockRows(const DeviceProblem<Storage>& p, const Tiling<Over::rows>& tiling, unsigned block)
+        : BlockRows(p, tiling, tiling.work(block)) {}
+    __device__ bool any() const { return rows.count > 0; }
+
+  private:
+    template <class Storage>
+    __device__ BlockRows(const DeviceProblem<Storage>& p, const Tiling<Over::rows>& tiling, const Work& work)
+        : in_sequence(work.sequence),
+          kv_head(work.kv_head),
+          sequence(work.none ? Sequence{} : p.keys.sequence(work.sequence)),
+          rows({sequence, work.kv_head * p.group, p.group}, work.tile * tiling.size, tiling.size) {}
+};
+
 // ---- host ----
 
 inline ScoreOptions::ScoreOptions(const Problem& p)

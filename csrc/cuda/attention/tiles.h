@@ -56,22 +56,29 @@ struct KeyGradientSizes : GradientSizes<Storage, head_dim> {
     static constexpr int others = Base::row_bytes <= 192 ? 64 : Base::row_bytes <= 256 ? 32 : 16;
 };
 
-// Starts copies of the rows in [begin, end) of a tile, of which vector(r) is the first element in global memory; the
-// other rows, and columns from D on, become zeros, whatever memory holds.
+// This thread's number among the block's, or its warp's.
+template <int threads>
+__device__ int thread_of() {
+    return static_cast<int>(threads == warp_lanes ? threadIdx.x % warp_lanes : threadIdx.x);
+}
+
+// Starts copies by the block's threads, or for a tile of its own by a warp's, of the rows in [begin, end) of a tile, of
+// which vector(r) is the first element in global memory; the other rows, and columns from D on, become zeros, whatever
+// memory holds.
 template <class Tile, int threads, class Storage, class Vector>
 __device__ void load_tile(Tile& tile, bool in_chunks, int D, int begin, int end, Vector vector) {
     constexpr int pieces = Tile::rows * Tile::chunks;
     static_assert(pieces % threads == 0);
     const std::uint32_t to = tile.address();
     if (in_chunks) {
-        const int first_row = static_cast<int>(threadIdx.x) / Tile::chunks;
-        const int first_chunk = static_cast<int>(threadIdx.x) % Tile::chunks;
+        const int first_row = thread_of<threads>() / Tile::chunks;
+        const int first_chunk = thread_of<threads>() % Tile::chunks;
         // Keys lie at equal distances: one address then serves them all, where each would keep registers of its own.
         constexpr bool steps = Vector::equal_distances && threads % Tile::chunks == 0;
         const Storage* at = vector(steps ? first_row : begin) + (steps ? first_chunk * Tile::chunk_elements : 0);
 #pragma unroll 1  // or the addresses of all pieces would be kept from tile to tile
         for (int first = 0; first < pieces; first += threads) {
-            const int piece = first + static_cast<int>(threadIdx.x);
+            const int piece = first + thread_of<threads>();
             const int row = steps ? first_row + first / Tile::chunks : piece / Tile::chunks;
             const int chunk = steps ? first_chunk : piece % Tile::chunks;
             const bool exists = row >= begin && row < end && chunk * Tile::chunk_elements < D;
@@ -84,7 +91,7 @@ __device__ void load_tile(Tile& tile, bool in_chunks, int D, int begin, int end,
         return;
     }
 #pragma unroll 1
-    for (int piece = static_cast<int>(threadIdx.x); piece < pieces; piece += threads) {
+    for (int piece = thread_of<threads>(); piece < pieces; piece += threads) {
         const int row = piece / Tile::chunks;
         const int column = piece % Tile::chunks * Tile::chunk_elements;
         const int left = row >= begin && row < end ? D - column : 0;

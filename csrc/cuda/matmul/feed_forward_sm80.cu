@@ -24,31 +24,39 @@ TensorView scratch_like(const TensorView& tensor, std::int64_t elements) {
     return out;
 }
 
+void forward_by(void (*multiply)(const Product&), const feed_forward::Forward& a) {
+    const DType dtype = a.x.dtype;
+    const TensorView activated = scratch_like(a.x, a.M * a.hidden);
+    multiply({.dtype = dtype,
+              .form = Form::rows_rows,
+              .a = operand(a.x, a.M, a.C, dtype),
+              .b = operand(a.w_in, a.hidden, a.C, dtype),
+              .M = a.M,
+              .N = a.hidden,
+              .K = a.C,
+              .epilogue = {.bias = either(a.b_in),
+                           .pre_activation = pointer<void>(a.pre_activation),
+                           .activation = a.activation,
+                           .out = either(activated),
+                           .pitch = a.hidden}});
+    multiply({.dtype = dtype,
+              .form = Form::rows_rows,
+              .a = operand(activated, a.M, a.hidden, dtype),
+              .b = operand(a.w_out, a.N, a.hidden, dtype),
+              .M = a.M,
+              .N = a.N,
+              .K = a.hidden,
+              .epilogue = {.bias = either(a.b_out), .out = either(a.out), .pitch = a.N}});
+}
+
 }  // namespace
 
 void feed_forward_forward(const feed_forward::Forward& a) {
-    const DType dtype = a.x.dtype;
-    const TensorView activated = scratch_like(a.x, a.M * a.hidden);
-    product({.dtype = dtype,
-             .form = Form::rows_rows,
-             .a = operand(a.x, a.M, a.C, dtype),
-             .b = operand(a.w_in, a.hidden, a.C, dtype),
-             .M = a.M,
-             .N = a.hidden,
-             .K = a.C,
-             .epilogue = {.bias = either(a.b_in),
-                          .pre_activation = pointer<void>(a.pre_activation),
-                          .activation = a.activation,
-                          .out = either(activated),
-                          .pitch = a.hidden}});
-    product({.dtype = dtype,
-             .form = Form::rows_rows,
-             .a = operand(activated, a.M, a.hidden, dtype),
-             .b = operand(a.w_out, a.N, a.hidden, dtype),
-             .M = a.M,
-             .N = a.N,
-             .K = a.hidden,
-             .epilogue = {.bias = either(a.b_out), .out = either(a.out), .pitch = a.N}});
+    forward_by(product, a);
+}
+
+void feed_forward_decode(const feed_forward::Forward& a) {
+    forward_by(skinny_product, a);
 }
 
 void feed_forward_backward(const feed_forward::Backward& a) {

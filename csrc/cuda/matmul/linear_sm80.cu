@@ -13,21 +13,32 @@
 #include "cuda/pointer.h"
 
 namespace pygpt::cuda {
+namespace {
+
+void forward_by(void (*multiply)(const Product&), const linear::Forward& a) {
+    multiply({.dtype = a.x.dtype,
+              .form = Form::rows_rows,
+              .a = operand(a.x, a.M, a.K, a.x.dtype),
+              .b = operand(a.weight, a.N, a.K, a.x.dtype),
+              .M = a.M,
+              .N = a.N,
+              .K = a.K,
+              .epilogue = {.bias = either(a.bias),
+                           .pre_activation = pointer<void>(a.pre_activation),
+                           .activation = a.activation,
+                           .residual = either(a.residual),
+                           .out = either(a.out),
+                           .pitch = a.N}});
+}
+
+}  // namespace
 
 void linear_forward(const linear::Forward& a) {
-    product({.dtype = a.x.dtype,
-             .form = Form::rows_rows,
-             .a = operand(a.x, a.M, a.K, a.x.dtype),
-             .b = operand(a.weight, a.N, a.K, a.x.dtype),
-             .M = a.M,
-             .N = a.N,
-             .K = a.K,
-             .epilogue = {.bias = either(a.bias),
-                          .pre_activation = pointer<void>(a.pre_activation),
-                          .activation = a.activation,
-                          .residual = either(a.residual),
-                          .out = either(a.out),
-                          .pitch = a.N}});
+    forward_by(product, a);
+}
+
+void linear_decode(const linear::Forward& a) {
+    forward_by(skinny_product, a);
 }
 
 void linear_backward(const linear::Backward& a) {

@@ -79,6 +79,10 @@ struct Product {
 // One output element is summed over k in order, by one block, whatever M and N are.
 void product(const Product& p);
 
+// The same of rows_rows, without limits, row_of and slope_at, for few rows: b is read at the rate of memory. Other bits
+// than product()'s, but for any M the same ones.
+void skinny_product(const Product& p);
+
 // Weight gradients, Σ_k a[k, m] · b[k, n] over the rows k of a batch: `out` has few tiles and the sum is long. So it is
 // cut into parts whose length M, N and K decide, and these are added in order. `add` adds to what `out` holds, which is
 // float32 then. The parts lie in `parts`, which has room for part_floats(), or in scratch memory of their own.

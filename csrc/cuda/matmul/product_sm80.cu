@@ -20,7 +20,7 @@
 #include <initializer_list>
 
 #include "cuda/launch.h"
-#include "cuda/matmul/activation.cuh"
+#include "cuda/matmul/epilogue.cuh"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
 #include "cuda/tiles/fragments.cuh"
@@ -297,21 +297,6 @@ __device__ inline TilePlace tile_of_block(std::int64_t tiles_m, std::int64_t til
     return {(first + inside % height) * tile_m, inside / height * tile_n};
 }
 
-template <bool packs, class Storage>
-__device__ Floats<4> load_either(const Either& from, std::int64_t at, std::int64_t left) {
-    if (from.float32) return load<packs, 4>(static_cast<const float*>(from.data) + at, left);
-    return load<packs, 4>(static_cast<const Storage*>(from.data) + at, left);
-}
-
-template <bool packs, class Storage>
-__device__ void store_either(const Either& to, std::int64_t at, const Floats<4>& x, std::int64_t left) {
-    if (to.float32) {
-        store<packs, 4>(static_cast<float*>(to.data) + at, x, left);
-    } else {
-        store<packs, 4>(static_cast<Storage*>(to.data) + at, x, left);
-    }
-}
-
 template <class Traits, bool packs>
 __device__ void finish(const Epilogue& e, std::int64_t part, const float* sums, std::int64_t m, std::int64_t n,
                        std::int64_t rows, std::int64_t left) {
@@ -321,32 +306,11 @@ __device__ void finish(const Epilogue& e, std::int64_t part, const float* sums, 
     left -= lane * 4;
     if (left <= 0) return;
     const std::int64_t column = n + lane * 4;
-    Floats<4> bias{};
-    if (e.bias.data) bias = load_either<packs, Storage>(e.bias, column, left);
+    const Floats<4> bias = bias_of<packs, Storage>(e, column, left);
     for (int row = static_cast<int>(threadIdx.x) / warp_lanes; row < rows; row += Traits::threads / warp_lanes) {
         const std::int64_t at = (e.row_of ? e.row_of[m + row] : m + row) * e.pitch + column;
         const float4 sum = *reinterpret_cast<const float4*>(sums + row * sums_pitch + lane * 4);
-        Floats<4> x{sum.x, sum.y, sum.z, sum.w};
-        if (e.bias.data) {
-            for (int i = 0; i < 4; ++i) x.value[i] += bias.value[i];
-        }
-        if (e.pre_activation) store<packs, 4>(static_cast<Storage*>(e.pre_activation) + at, x, left);
-        if (e.slope_at) {
-            Floats<4> z = load<packs, 4>(static_cast<const Storage*>(e.slope_at) + at, left);
-            for (int i = 0; i < 4; ++i) {
-                const Activated there = activate_with_slope(e.activation, z.value[i]);
-                x.value[i] *= there.slope;
-                z.value[i] = there.value;
-            }
-            if (e.activated) store<packs, 4>(static_cast<Storage*>(e.activated) + at, z, left);
-        } else if (e.activation != Activation::none) {
-            for (int i = 0; i < 4; ++i) x.value[i] = activate(e.activation, x.value[i]);
-        }
-        if (e.residual.data) {
-            const Floats<4> more = load_either<packs, Storage>(e.residual, at, left);
-            for (int i = 0; i < 4; ++i) x.value[i] += more.value[i];
-        }
-        store_either<packs, Storage>(e.out, part + at, x, left);
+        finish_four<packs, Storage>(e, part, at, left, bias, {sum.x, sum.y, sum.z, sum.w});
     }
 }
 
@@ -429,9 +393,7 @@ void launch_product(const Product& p, std::int64_t part_k, std::int64_t parts) {
         .m_limit = p.m_limit,
         .k_limit = p.k_limit,
         .part_k = part_k,
-        .packs =
-            e.pitch % 4 == 0 &&
-            in_packs(4, p.N, {e.bias.data, e.pre_activation, e.slope_at, e.activated, e.residual.data, e.out.data}),
+        .packs = in_packs(e, p.N),
         .epilogue = e,
     };
     with_storage(p.dtype, [&](auto storage) {
