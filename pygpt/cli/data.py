@@ -6,9 +6,9 @@ Example:
   pygpt data pages/ --clean --near-duplicates 0.8 --drop-words words.txt --report --out pages-tokens
   pygpt data --examples summarisation --out summaries   # out of Python's own documentation
 
-With any of the flags of the third line but --out, text is cleaned before it becomes tokens: the main text of HTML files,
-one normal form of Unicode, no broken characters, no needless whitespace, no document twice. --report says what each
-step did; without --out, that is all.
+With any of the third line's flags but --out, text is cleaned before it becomes tokens: the main text of HTML files, one
+normal form of Unicode, no broken characters, no needless whitespace, no document twice. --report says what each step
+did; without --out, that is all.
 """
 
 import argparse
