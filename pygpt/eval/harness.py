@@ -23,6 +23,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from pygpt.eval.likelihood import continuations
+from pygpt.generate import Generation
 from pygpt.train.saved import load_model
 
 
@@ -77,7 +78,7 @@ class HarnessModel(LM):
                 prompt = (self.tokenizer.encode(context) or [self._begin])[most - limit :]
                 sampled = bool(options.get("do_sample", False))
                 end = self.tokenizer.end_of_document
-                tokens = self.model.generate(
+                out = self.model.generate(
                     torch.tensor([prompt], device=self.model.token_embedding.weight.device),
                     max_new_tokens=most,
                     temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
@@ -86,7 +87,8 @@ class HarnessModel(LM):
                     tokenizer=self.tokenizer,
                     return_logprobs=True,
                 )
-                new = tokens.tokens[0, len(prompt) : int(tokens.lengths[0])].tolist()
+                assert isinstance(out, Generation)
+                new = out.tokens[0, len(prompt) : int(out.lengths[0])].tolist()
                 if new and new[-1] == end:
                     new = new[:-1]
                 text = self.tokenizer.decode(new)

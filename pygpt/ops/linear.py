@@ -89,7 +89,7 @@ def pack_linears(weights: Sequence[Tensor]) -> list[Tensor]:
     sizes = [C.linear_packed_bytes(weight) for weight in weights]
     block = torch.empty(sum(sizes), dtype=torch.uint8, device=weights[0].device if weights else None)
     C.use_huge_pages(block)
-    packed = list(block.split(sizes))
+    packed = list(block.split(sizes))  # type: ignore[no-untyped-call]
     for weight, part in zip(weights, packed, strict=True):
         C.linear_pack(weight, part)
     return packed
