@@ -1,4 +1,4 @@
-"""Train a GPT on text (or, by --objective, an encoder or an encoder-decoder). Flags can also stand in a TOML file.
+"""Train a GPT on text (by --objective, other models), or fine-tune one on a task. Flags can also stand in a TOML file.
 
 Examples:
   pygpt train --data shakespeare.txt --tokenizer char --out runs/shakespeare --steps 2000

@@ -48,7 +48,7 @@ def evaluate_task(
         records: the examples.
         bad: is told of examples that the model cannot read.
         max_new_tokens: the most tokens of an answer.
-        batch_size: examples at a time; results do not depend on it.
+        batch_size: examples at a time; answers do not depend on it.
         truncate: cut given texts that are too long.
 
     Raises:

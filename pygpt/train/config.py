@@ -226,6 +226,8 @@ class TrainConfig:
             for name in ("template", "truncate", "skip_bad", "lora_rank"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is for fine-tuning, with base and task")
+        if self.early_stopping is not None and not (self.eval_every and self.validation):
+            raise ValueError("early_stopping needs evaluations: eval_every and validation must be above 0")
         if self.lora_rank is None and (self.lora_alpha is not None or self.lora_targets is not None):
             raise ValueError("lora_alpha and lora_targets need a lora_rank")
 

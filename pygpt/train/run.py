@@ -340,15 +340,17 @@ def _validation(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_l
 def _check_memory(shape: TransformerConfig, config: TrainConfig) -> None:
     """Refuse what would end in the system killing this process: it gives memory away before it knows that it has it.
 
-    Counted is what a step cannot do without: parameters, gradients and AdamW's two moments; the batches of a step; of
-    one batch what each block keeps for its backward pass.
+    Counted is what a step cannot do without: parameters, gradients and AdamW's two moments (with adapters: parameters
+    and the weights that adapters make of them); the batches of a step; of one batch what each block keeps for its
+    backward pass.
     """
     free = free_memory(named_device(config.device))
     tokens = config.batch_size * shape.context_length
     head_sizes = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim  # q, k, v and attention's result
     in_dtype = head_sizes + shape.hidden_dim if not config.checkpoint_blocks else 0
     kept = tokens * shape.num_layers * (in_dtype * DTYPES[config.dtype].itemsize + shape.embedding_dim * 4)
-    needed = 4 * 4 * shape.num_parameters() + 2 * 8 * tokens * config.accumulate + kept
+    copies = 4 if config.lora_rank is None else 2
+    needed = 4 * copies * shape.num_parameters() + 2 * 8 * tokens * config.accumulate + kept
     if free is not None and needed > free:
         raise MemoryError(
             f"a step needs at least {needed / 2**30:,.1f} GiB ({shape.num_parameters():,} parameters, {tokens:,} "

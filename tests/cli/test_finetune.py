@@ -26,6 +26,7 @@ TUNE = shlex.split(
     "--steps 12 --batch-size 4 --accumulate 2 --eval-every 4 --save-every 3 --lr 0.03 --validation 0.2 --dropout 0.1 "
     "--sample-every 5 --log-every 100"
 )
+LONG = shlex.split("--steps 150 --eval-every 0 --save-every 0 --sample-every 0")  # with no plot before the end
 OBJECTIVES = {"gpt": "clm", "encoder": "mlm", "encoder-decoder": "seq2seq"}
 ANIMALS = ("cat", "cow", "hen", "fox", "owl", "ant")
 Out = pytest.CaptureFixture[str]
@@ -254,7 +255,7 @@ def test_mistakes_leave_no_folder(bases: dict[str, Path], tmp_path: Path, fails:
 
 def test_a_base_that_knows_its_labels_keeps_them(bases: dict[str, Path], tmp_path: Path, fails: Run) -> None:
     data = write(tmp_path / "l.jsonl", *examples("classification"))
-    words = ["--task", "classification", *TUNE]
+    words = ["--task", "classification", *TUNE, "--eval-every", "0", "--save-every", "0"]
     assert main(["train", "--base", str(bases["encoder"]), "--out", str(tmp_path / "a"), "--data", data, *words]) == 0
     cats = write(tmp_path / "c.jsonl", *[example("classification", "cat")] * 10)
     assert main(["train", "--base", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--data", cats, *words]) == 0
@@ -267,7 +268,7 @@ def test_a_base_that_knows_its_labels_keeps_them(bases: dict[str, Path], tmp_pat
 def test_a_dialogue_is_a_chat_model(bases: dict[str, Path], tmp_path: Path, capsys: Out, fails: Run) -> None:
     data = write(tmp_path / "d.jsonl", *examples("dialogue"))
     words = ["--task", "dialogue", "--data", data, *TUNE]
-    assert main(["train", "--base", str(bases["gpt"]), "--out", str(tmp_path / "a"), *words, "--steps", "150"]) == 0
+    assert main(["train", "--base", str(bases["gpt"]), "--out", str(tmp_path / "a"), *words, *LONG]) == 0
     capsys.readouterr()
     assert main(["chat", "--model", str(tmp_path / "a"), "--prompt", "the owl"]) == 0
     assert capsys.readouterr().out.strip() == "owl"

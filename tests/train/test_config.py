@@ -59,6 +59,10 @@ def test_toml_takes_one_path_and_whole_numbers_for_floats(tmp_path: Path) -> Non
         ({"data": [1]}, "data must be a list of texts"),
         ({"checkpoint_blocks": "yes"}, "checkpoint_blocks must be true or false"),
         ({"min_lr": 1.0}, "lowest learning rate must be between 0 and the peak"),
+        ({"early_stopping": 2, "eval_every": 0}, "early_stopping needs evaluations"),
+        ({"task": "dialogue"}, "task is given, but base is not: fine-tuning needs both"),
+        ({"task": "poetry", "base": "a"}, "task must be one of generation, summarisation"),
+        ({"lora_targets": ["up"]}, "lora_alpha and lora_targets need a lora_rank"),
         ({"warmup": 5, "steps": 4}, "warmup must be between 0 and steps, 4, not 5"),
     ],
 )
