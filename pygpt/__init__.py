@@ -11,6 +11,7 @@ from pygpt.info import force, force_from_environment, info
 
 if TYPE_CHECKING:
     from pygpt import models, nn, ops, optim
+    from pygpt.generate.text_generator import TextGenerator
     from pygpt.models import GPT, Encoder, EncoderConfig, GPTConfig, Seq2Seq, Seq2SeqConfig
 
 force_from_environment()
@@ -27,6 +28,7 @@ __all__ = [
     "GPTConfig",
     "Seq2Seq",
     "Seq2SeqConfig",
+    "TextGenerator",
     "__version__",
     "force",
     "info",
@@ -43,6 +45,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"pygpt.{name}")
     if name in _CLASSES:
         return getattr(importlib.import_module("pygpt.models"), name)
+    if name == "TextGenerator":
+        return importlib.import_module("pygpt.generate.text_generator").TextGenerator
     raise AttributeError(f"module 'pygpt' has no attribute {name!r}")
 
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     with model.session():
         for number, text in enumerate(asked):
             messages.append({"role": "user", "content": text})
-            prompt = tokenizer.encode(form.render(messages))
+            prompt = form.encode(messages, tokenizer)
             room = model.config.context_length - len(prompt)
             if room < 1:
                 raise ValueError(f"the conversation has {len(prompt)} tokens, and the model reads {len(prompt) + room}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,34 @@ class ChatFormat:
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
+    def encode(self, messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
+        """The tokens after which the model's next answer comes.
+
+        The template's special tokens are tokens. What a message has that reads like one stays the text that it is:
+        nobody ends a turn, or begins another's, by typing how the model does it.
+
+        Args:
+            messages: as in `render`.
+            tokenizer: the model's.
+
+        Raises: as `render`; TypeError if a content is no string.
+        """
+        for message in messages:
+            if not isinstance(message.get("content"), str):
+                raise TypeError(f"the content of a message must be a string, not {message.get('content')!r}")
+        names = list(tokenizer.special_tokens)
+        # Noncharacters, which no text has, stand around what must not become special tokens.
+        free = [mark for mark in map(chr, range(0xFDD0, 0xFDF0)) if not any(mark in m["content"] for m in messages)]
+        if len(free) < 2:
+            raise ValueError("the messages hold all of Unicode's noncharacters U+FDD0 to U+FDEF; leave some out")
+        begin, end = free[:2]
+        guarded = [{**m, "content": _guarded(m["content"], names, begin, end)} for m in messages]
+        tokens: list[int] = []
+        for part in re.split(f"({begin}[^{end}]*{end})", self.render(guarded)):
+            text = part.replace(begin, "").replace(end, "")
+            tokens += tokenizer.encode_literally([text])[0] if part.startswith(begin) else tokenizer.encode(text)
+        return tokens
+
 
 def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT, Tokenizer, ChatFormat]:
     """Load a model that answers, with its tokenizer and chat format.
@@ -91,18 +121,43 @@ def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT,
         from pygpt.models.gguf import text_parts
 
         tokenizer, template, begin, end = text_parts(path)
+        form = _format(template, begin, () if end is None else (end,))
     else:
         tokenizer = Tokenizer.load(path)
-        if not (path / "tokenizer_config.json").is_file():
-            raise ValueError(f"{path} has no chat template: it is no model for conversations")
-        settings = read_json(path / "tokenizer_config.json")
-        template, begin = settings.get("chat_template"), _content(settings.get("bos_token"))
-        ends = tokenizer.encode(_content(settings.get("eos_token")))
-        end = ends[0] if len(ends) == 1 else None
-    if not isinstance(template, str):
+        form = chat_format(path, tokenizer)
+    if form is None:
         raise ValueError(f"{path} has no chat template: it is no model for conversations")
     tokenizer.check_model_vocabulary(model.config.vocab_size)
-    return model, tokenizer, ChatFormat(template, begin, () if end is None else (end,))
+    return model, tokenizer, form
+
+
+def chat_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat | None:
+    """The chat format of a folder with a tokenizer_config.json; None if it has none.
+
+    Raises: ValueError if the file is damaged.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    settings = read_json(folder / "tokenizer_config.json")
+    ends = tokenizer.encode(_content(settings.get("eos_token")))
+    return _format(
+        settings.get("chat_template"), _content(settings.get("bos_token")), tuple(ends) if len(ends) == 1 else ()
+    )
+
+
+def _format(template: Any, begin: str, stop_tokens: tuple[int, ...]) -> ChatFormat | None:
+    return ChatFormat(template, begin, stop_tokens) if isinstance(template, str) else None
+
+
+def _guarded(text: str, names: Iterable[str], begin: str, end: str) -> str:
+    """A text with marks around the names in it, and around what could become one with the template's text beside it."""
+    known = sorted(names, key=len, reverse=True)
+    if not known:
+        return text
+    tails = sorted({name[-size:] for name in known for size in range(1, len(name))}, key=len, reverse=True)
+    heads = sorted({name[:size] for name in known for size in range(1, len(name))}, key=len, reverse=True)
+    whole, tail, head = ("|".join(map(re.escape, parts)) or "(?!)" for parts in (known, tails, heads))
+    return re.sub(rf"{whole}|\A(?:{tail})|(?:{head})\Z", lambda match: begin + match[0] + end, text)
 
 
 def _content(token: Any) -> str:

@@ -36,6 +36,11 @@ class WordList:
         ordered = sorted({_normal(word) for word in listed}, key=lambda word: (-len(word), word))
         self._pattern = re.compile("|".join(map(_as_pattern, ordered)), re.IGNORECASE)
 
+    @property
+    def longest(self) -> int:
+        """The most characters of a word, with one space between those of a phrase."""
+        return self._reach - 1
+
     @classmethod
     def read(cls, path: str | PathLike[str]) -> WordList:
         """Read a list from a UTF-8 file, one word or phrase a line; empty lines are passed over.
