@@ -16,14 +16,14 @@ from torch import Tensor
 
 from pygpt import ops
 from pygpt.generate.cache import KeyValueCache
-from pygpt.generate.generate import (
+from pygpt.generate.prompts import (
     LanguageModel,
+    Stops,
     TokenBytes,
-    _check_ids,
-    _check_room,
-    _evaluating,
-    _prompt_lengths,
-    _Stops,
+    check_ids,
+    check_room,
+    evaluating,
+    prompt_lengths_of,
 )
 from pygpt.generate.rules import Rules, Word
 
@@ -51,7 +51,7 @@ class _Hypothesis(NamedTuple):
     score: float  # the sum of the log-probabilities; once it has ended, Beams.scores
     tokens: list[int]
     logprobs: list[float]
-    tail: bytes  # as _Stops.ends has it
+    tail: bytes  # as Stops.ends has it
 
 
 class _Step(NamedTuple):
@@ -124,13 +124,13 @@ def beam_search(
     Vijayakumar et al., "Diverse Beam Search", 2018; Post and Vilar, "Fast Lexically Constrained Decoding", 2018.
     """
     _check_beams(num_beams, num_return_sequences, num_beam_groups, diversity_penalty, length_penalty, early_stopping)
-    prompt_lengths = _prompt_lengths(ids, prompt_lengths)
+    prompt_lengths = prompt_lengths_of(ids, prompt_lengths)
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be an integer of at least 0, not {max_new_tokens!r}")
-    stops = _Stops(stop_tokens, stop, tokenizer)
+    stops = Stops(stop_tokens, stop, tokenizer)
     vocab_size, limit = model.config.vocab_size, model.config.context_length
-    _check_ids(ids, prompt_lengths, stops, pad_token, vocab_size)
-    _check_room(prompt_lengths, max_new_tokens, limit, "error")
+    check_ids(ids, prompt_lengths, stops, pad_token, vocab_size)
+    check_room(prompt_lengths, max_new_tokens, limit, "error")
     rules = Rules(
         vocab_size,
         max_new_tokens,
@@ -157,7 +157,7 @@ def beam_search(
         for group in range(num_beam_groups)
     ]
     if groups and max_new_tokens:
-        with _evaluating(model), model.session(max_new_tokens):
+        with evaluating(model), model.session(max_new_tokens):
             _search(model, ids, prompt_lengths, groups, num_beam_groups, diversity_penalty, rules, max_new_tokens)
 
     tokens = ids.new_full((len(prompts) * num_return_sequences, ids.shape[1] + max_new_tokens), pad_token)
@@ -195,7 +195,7 @@ def _search(
     device = ids.device
     rows = sum(group.size for group in groups)
     cache = KeyValueCache(len(ids), int(prompt_lengths.max()) + max_new_tokens, device)
-    hidden = last_hidden(model, ids, prompt_lengths, cache)  # (B, C)
+    hidden = _last_hidden(model, ids, prompt_lengths, cache)  # (B, C)
     beams = rows // len(ids)
     hidden, cache = hidden.repeat_interleave(beams, dim=0), cache.repeated(beams)
     for step in range(max_new_tokens):
@@ -233,7 +233,7 @@ def _search(
         hidden = model.hidden(newest, lengths=alive, cache=cache)[:, 0]
 
 
-def last_hidden(model: LanguageModel, ids: Tensor, lengths: Tensor, cache: KeyValueCache) -> Tensor:
+def _last_hidden(model: LanguageModel, ids: Tensor, lengths: Tensor, cache: KeyValueCache) -> Tensor:
     """Read prompts into a cache; give what the head sees at their last tokens, (batch, width)."""
     read = model.hidden(ids, lengths=lengths, cache=cache)  # (B, T, C)
     places = ids.shape[1] * torch.arange(len(ids), device=ids.device) + lengths - 1
@@ -268,7 +268,7 @@ class _Group:
         size: int,
         length_penalty: float,
         early_stopping: bool | str,
-        stops: _Stops,
+        stops: Stops,
         rules: Rules,
     ) -> None:
         self.start = len(prompt)

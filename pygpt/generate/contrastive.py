@@ -11,17 +11,16 @@ from torch.nn import functional as F
 from pygpt import ops
 from pygpt.generate.beam import highest
 from pygpt.generate.cache import KeyValueCache
-from pygpt.generate.generate import (
-    Generation,
+from pygpt.generate.generate import Generation
+from pygpt.generate.prompts import (
     LanguageModel,
+    Stops,
     TokenBytes,
-    _check_ids,
-    _check_room,
-    _evaluating,
-    _forbid,
-    _prompt_lengths,
-    _Stops,
-    _tell_and_stop,
+    check_ids,
+    check_room,
+    evaluating,
+    prompt_lengths_of,
+    tell_and_stop,
 )
 from pygpt.generate.rules import Rules, Word
 
@@ -80,13 +79,13 @@ def contrastive_search(
     Source: Su et al., "A Contrastive Framework for Neural Text Generation", 2022, equation 5.
     """
     _check(max_new_tokens, penalty_alpha, top_k)
-    prompt_lengths = _prompt_lengths(ids, prompt_lengths)
-    stops = _Stops(stop_tokens, stop, tokenizer)
+    prompt_lengths = prompt_lengths_of(ids, prompt_lengths)
+    stops = Stops(stop_tokens, stop, tokenizer)
     if stream is not None and not callable(stream):
         raise TypeError(f"stream must be a function of row and token, not {stream!r}")
     vocab_size, device = model.config.vocab_size, ids.device
-    _check_ids(ids, prompt_lengths, stops, pad_token, vocab_size)
-    _check_room(prompt_lengths, max_new_tokens, model.config.context_length, "error")
+    check_ids(ids, prompt_lengths, stops, pad_token, vocab_size)
+    check_room(prompt_lengths, max_new_tokens, model.config.context_length, "error")
     rules = Rules(
         vocab_size,
         max_new_tokens,
@@ -106,7 +105,7 @@ def contrastive_search(
     starts, tails = prompt_lengths.tolist(), [b""] * batch
     every_row = torch.arange(batch, device=device)
 
-    with _evaluating(model), model.session(max_new_tokens):
+    with evaluating(model), model.session(max_new_tokens):
         if batch and max_new_tokens:
             cache = KeyValueCache(batch, int(lengths.max()) + max_new_tokens, device)
             read = model.hidden(ids, lengths=lengths, cache=cache)  # (B, T, C)
@@ -119,7 +118,7 @@ def contrastive_search(
             logits = model.logits(last)  # (B, V)
             allowed = logits
             if not rules.nothing:
-                allowed = _forbid(logits, rules, tokens, lengths, starts, alive, max_new_tokens - step)
+                allowed = rules.forbid(logits, tokens, lengths, starts, alive, max_new_tokens - step)
             best = _candidates(allowed, alive, k)  # (B, k), fewer than k filled up with the last
             hidden = model.hidden(best.view(-1, 1), lengths=alive.long().repeat_interleave(k), cache=cache)
             hidden = hidden.view(batch, k, -1)
@@ -138,7 +137,7 @@ def contrastive_search(
                 logprobs[:, step] = -ops.cross_entropy(logits, chosen, reduction="none").masked_fill(~alive, 0.0)
             tokens[every_row, lengths] = chosen
             lengths = lengths + alive
-            alive = _tell_and_stop(chosen, alive, stops, tails, stream)
+            alive = tell_and_stop(chosen, alive, stops, tails, stream)
     return Generation(tokens, lengths, logprobs) if return_logprobs else tokens
 
 

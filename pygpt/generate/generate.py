@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,33 +12,18 @@ from torch import Tensor
 from pygpt import ops
 from pygpt.extension import EMULATED
 from pygpt.generate.cache import KeyValueCache
+from pygpt.generate.prompts import (
+    LanguageModel,
+    Stops,
+    TokenBytes,
+    check_ids,
+    check_room,
+    evaluating,
+    prompt_lengths_of,
+    tell_and_stop,
+)
 from pygpt.generate.recording import RecordedStep, Unrecordable
 from pygpt.generate.rules import Rules, Word
-
-
-class TokenBytes(Protocol):
-    """What stop strings need of a tokenizer."""
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for."""
-
-
-class LanguageModel(Protocol):
-    """What tokens are sampled from: a `pygpt.GPT`, or an encoder–decoder that knows its sources."""
-
-    config: Any  # with vocab_size and context_length
-
-    def hidden(self, ids: Tensor, lengths: Tensor | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
-        """What the head sees, (rows, time, width)."""
-
-    def logits(self, hidden: Tensor, decode: bool = False) -> Tensor:
-        """The head."""
-
-    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
-        """Inside, the weights do not change."""
-
-    def modules(self) -> Iterator[torch.nn.Module]:
-        """What can be in training mode."""
 
 
 class Generation(NamedTuple):
@@ -129,12 +112,12 @@ def generate(
     Case of Neural Text Degeneration", 2020 (top-p); Nguyen et al., 2024 (min-p).
     """
     _check_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, num_samples, overflow, exact)
-    prompt_lengths = _prompt_lengths(ids, prompt_lengths)
-    stops = _Stops(stop_tokens, stop, tokenizer)
+    prompt_lengths = prompt_lengths_of(ids, prompt_lengths)
+    stops = Stops(stop_tokens, stop, tokenizer)
     if stream is not None and not callable(stream):
         raise TypeError(f"stream must be a function of row and token, not {stream!r}")
-    _check_ids(ids, prompt_lengths, stops, pad_token, model.config.vocab_size)
-    _check_room(prompt_lengths, max_new_tokens, model.config.context_length, overflow)
+    check_ids(ids, prompt_lengths, stops, pad_token, model.config.vocab_size)
+    check_room(prompt_lengths, max_new_tokens, model.config.context_length, overflow)
     rules = Rules(
         model.config.vocab_size,
         max_new_tokens,
@@ -157,7 +140,7 @@ def generate(
     lengths, alive = prompt_lengths.clone(), torch.ones(batch, dtype=torch.bool, device=ids.device)
     logprobs = torch.zeros(rows, max_new_tokens, device=ids.device)
 
-    with _evaluating(model), model.session(max_new_tokens):
+    with evaluating(model), model.session(max_new_tokens):
         reader = _Reader(model, batch, min(time + max_new_tokens, model.config.context_length), ids.device)
         logits = reader.logits(tokens, lengths, alive) if batch and max_new_tokens else torch.empty(batch, 0)  # (B, V)
         reader.cache.decode = decode
@@ -177,7 +160,7 @@ def generate(
                 logits = reader.logits(tokens, lengths, alive)  # (R, V)
             allowed = logits if history is None else _penalise(logits, history, repetition_penalty)
             if not rules.nothing:
-                allowed = _forbid(allowed, rules, tokens, lengths, starts, alive, max_new_tokens - step)
+                allowed = rules.forbid(allowed, tokens, lengths, starts, alive, max_new_tokens - step)
             chosen, _ = ops.sample(
                 allowed,
                 temperature=temperature,
@@ -194,7 +177,7 @@ def generate(
                 history[every_row, chosen] |= alive
             tokens[every_row, lengths] = chosen
             lengths += alive  # in place, as this and the next: a recorded step reads them
-            alive.copy_(_tell_and_stop(chosen, alive, stops, tails, stream))
+            alive.copy_(tell_and_stop(chosen, alive, stops, tails, stream))
     return Generation(tokens, lengths, logprobs) if return_logprobs else tokens
 
 
@@ -266,54 +249,6 @@ class _Reader:
         return hidden
 
 
-class _Stops:
-    """When a row ends."""
-
-    def __init__(self, tokens: Sequence[int], strings: str | Sequence[str], tokenizer: TokenBytes | None) -> None:
-        try:
-            self.tokens = frozenset(operator.index(token) for token in tokens)
-        except TypeError:
-            raise TypeError(f"stop_tokens must hold integers, but is {tokens!r}") from None
-        strings = (strings,) if isinstance(strings, str) else tuple(strings)
-        if not all(isinstance(string, str) and string for string in strings):
-            raise ValueError(f"stop must hold strings that are not empty, but is {strings!r}")
-        if strings and tokenizer is None:
-            raise ValueError("stop needs a tokenizer, to know the text of the tokens")
-        self.tokenizer = tokenizer
-        self.strings = tuple(string.encode() for string in strings)
-        self.reach = max((len(string) for string in self.strings), default=1) - 1
-
-    def ends(self, token: int, tail: bytes) -> tuple[bool, bytes]:
-        """Whether a row ends with this token, whose text before it ended in ``tail``; and its new tail."""
-        if self.strings and self.tokenizer is not None:
-            text = tail + self.tokenizer.token_bytes(token)
-            if any(string in text for string in self.strings):
-                return True, b""
-            tail = text[len(text) - min(self.reach, len(text)) :]
-        return token in self.tokens, tail
-
-
-def _tell_and_stop(
-    chosen: Tensor,
-    alive: Tensor,
-    stops: _Stops,
-    tails: list[bytes],
-    stream: Callable[[int, int], None] | None,
-) -> Tensor:
-    """Hand new tokens to the caller; give which rows go on."""
-    if stream is None and not stops.tokens and not stops.strings:
-        return alive
-    on = alive.tolist()
-    for row, token in enumerate(chosen.tolist()):
-        if not on[row]:
-            continue
-        ended, tails[row] = stops.ends(token, tails[row])
-        on[row] = not ended
-        if stream is not None:
-            stream(row, token)
-    return torch.tensor(on, device=alive.device)
-
-
 def _history(tokens: Tensor, lengths: Tensor, vocabulary: int) -> Tensor:
     """Which tokens each row has, (rows, vocabulary) bool."""
     history = torch.zeros(len(tokens), vocabulary, dtype=torch.bool, device=tokens.device)
@@ -324,31 +259,6 @@ def _history(tokens: Tensor, lengths: Tensor, vocabulary: int) -> Tensor:
 
 def _penalise(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
     return torch.where(history, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def _forbid(
-    logits: Tensor, rules: Rules, tokens: Tensor, lengths: Tensor, starts: list[int], alive: Tensor, left: int
-) -> Tensor:
-    """The logits, -inf where the rules say so; rows that have ended keep theirs."""
-    rows = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-    banned = rules.banned(rows, starts, left, logits.device) & alive.unsqueeze(1)
-    stuck = banned.all(1)
-    if stuck.any():
-        raise ValueError(f"row {int(stuck.nonzero()[0])} has no token that prefixes, bad_words and the like allow")
-    return logits.masked_fill(banned, -math.inf)
-
-
-@contextlib.contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Put the modules that are training into eval mode, and back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _seeds(seed: int | Sequence[int] | Tensor, rows: int, device: torch.device) -> Tensor:
@@ -363,45 +273,6 @@ def _seeds(seed: int | Sequence[int] | Tensor, rows: int, device: torch.device) 
             f"not {seeds.dtype} of shape {tuple(seeds.shape)}"
         )
     return seeds
-
-
-def _prompt_lengths(ids: Tensor, given: Sequence[int] | Tensor | None) -> Tensor:
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        raise TypeError(f"ids must be an int64 tensor, not {getattr(ids, 'dtype', type(ids).__name__)}")
-    if ids.dim() != 2 or ids.shape[1] == 0:
-        raise ValueError(f"ids must have shape (batch, time) with a time of at least 1, not {tuple(ids.shape)}")
-    batch, time = ids.shape
-    if given is None:
-        return ids.new_full((batch,), time)
-    lengths = torch.as_tensor(given, device=ids.device)
-    if lengths.dtype != torch.int64 or lengths.shape != (batch,):
-        raise ValueError(
-            f"prompt_lengths must be int64 of shape ({batch},), not {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    if batch and (int(lengths.min()) < 1 or int(lengths.max()) > time):
-        raise ValueError(f"prompt_lengths must be at least 1 and at most {time}, but is {lengths.tolist()}")
-    return lengths
-
-
-def _check_ids(ids: Tensor, prompt_lengths: Tensor, stops: _Stops, pad_token: int, vocabulary: int) -> None:
-    real = ids[torch.arange(ids.shape[1], device=ids.device) < prompt_lengths.unsqueeze(1)]
-    outside = real[(real < 0) | (real >= vocabulary)]
-    if outside.numel():
-        raise ValueError(f"ids must be at least 0 and less than the vocabulary of {vocabulary}, but has {outside[0]}")
-    for token in stops.tokens:
-        if not 0 <= token < vocabulary:
-            raise ValueError(f"stop_tokens must be at least 0 and less than {vocabulary}, but has {token}")
-    if not 0 <= pad_token < vocabulary:
-        raise ValueError(f"pad_token must be at least 0 and less than {vocabulary}, but is {pad_token}")
-
-
-def _check_room(prompt_lengths: Tensor, max_new_tokens: int, limit: int, overflow: str) -> None:
-    longest = int(prompt_lengths.max()) if prompt_lengths.numel() else 0
-    if overflow == "error" and longest + max_new_tokens > limit:
-        raise ValueError(
-            f"context_length is {limit}, but the prompt has {longest} tokens and max_new_tokens is {max_new_tokens}; "
-            "shorten them, or pass overflow='slide'"
-        )
 
 
 def _check_options(

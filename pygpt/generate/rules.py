@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pygpt.generate.generate import TokenBytes
+from pygpt.generate.prompts import TokenBytes
 
 Word: TypeAlias = Sequence[int]
 
@@ -110,6 +110,29 @@ class Rules:
                 early = [token for token in self._stop_tokens if self.forced.distance((*new, token)) > 0]
                 mask[number, early] = True
         return mask.to(device)
+
+    def forbid(
+        self, logits: Tensor, tokens: Tensor, lengths: Tensor, starts: Sequence[int], alive: Tensor, left: int
+    ) -> Tensor:
+        """Logits, -inf for what is banned.
+
+        Args:
+            logits: (rows, vocabulary).
+            tokens: (rows, time) of which each row's own are the first.
+            lengths: (rows,) how many.
+            starts: as in `banned`.
+            alive: (rows,) bool: the others keep their logits.
+            left: as in `banned`.
+
+        Raises:
+            ValueError: if nothing is left in a row.
+        """
+        rows = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        banned = self.banned(rows, starts, left, logits.device) & alive.unsqueeze(1)
+        stuck = banned.all(1)
+        if stuck.any():
+            raise ValueError(f"row {int(stuck.nonzero()[0])} has no token that prefixes, bad_words and the like allow")
+        return logits.masked_fill(banned, -math.inf)
 
 
 class ForcedWords:

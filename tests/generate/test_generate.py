@@ -173,9 +173,9 @@ def test_a_stop_string_may_be_split_across_tokens(model, begin, end):
 def test_a_stop_string_may_end_inside_a_token(model):
     """The stop 'x' is half of the token 'xy', and the letter é is two tokens."""
     letters = Letters()
-    from pygpt.generate.generate import _Stops
+    from pygpt.generate.prompts import Stops
 
-    stops = _Stops((), ("ax", "é"), letters)
+    stops = Stops((), ("ax", "é"), letters)
     tail, ended = b"", False
     for token, right in ((ord("b") - 97, False), (3, False), (1, False), (2, True)):
         ended, tail = stops.ends(token, tail)
