@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,19 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     encoder = Encoder(EncoderConfig(vocab_size=30, context_length=32, **sizes))
     encoder.save_pretrained(tmp_path / "path/to/all-MiniLM-L6-v2")
 
+    (tmp_path / "pages").mkdir()
+    article = "".join(f"<p>Paragraph {number} of the story, in which a cat sits on a mat.</p>" for number in range(9))
+    (tmp_path / "pages/story.html").write_text(f"<html><body><article>{article}</article></body></html>")
+    (tmp_path / "pages/poem.txt").write_text("没有空格的诗。" * 20)
+
     tour = README.read_text().partition("## A short tour")[2].partition("\n## ")[0]
     blocks = re.findall(r"```(sh|python)\n(.*?)```", tour, flags=re.DOTALL)
     blocks = [(language, code) for language, code in blocks if "pip install" not in code]  # which downloads
-    assert [language for language, _ in blocks] == ["sh"] * 4 + ["python"] * 3 + ["sh"]
+    assert [language for language, _ in blocks] == ["sh"] * 5 + ["python"] * 4 + ["sh"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for language, code in blocks:
+        if "--near-duplicates" in code and not (find_spec("datasketch") and find_spec("trafilatura")):
+            continue  # packages of extras
         short = re.sub(r"pygpt (train|eval)([^#\n]*)", shortened, code)
         if "Encoder.from_pretrained" in code:
             short = GIVEN + short
