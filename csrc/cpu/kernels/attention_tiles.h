@@ -307,11 +307,13 @@ void pack_row(const Storage* from, std::int64_t width, compute_t<Storage>* out, 
     }
 }
 
-// The key tile from `base` of k or v as (key_tile, stride); keys outside `seen` are zeros, whatever memory holds.
+// The key tile from `base` of k or v as (key_tile, stride); keys outside `seen` are zeros, whatever memory holds. As in
+// the following, only whole vectors of keys in which some are seen are packed: a step of decoding often has but a few.
 template <class Storage>
 void pack_keys(const Head<Storage>& head, const TensorView& tensor, std::int64_t base, Span seen,
                compute_t<Storage>* out, std::int64_t stride) {
-    for (std::int64_t key = 0; key < key_tile; ++key) {
+    const Span packed = whole_vectors<Vec<compute_t<Storage>>>(seen);
+    for (std::int64_t key = packed.begin; key < packed.end; ++key) {
         if (key >= seen.begin && key < seen.end) {
             pack_row(head.key_of(tensor, base + key), head.p.D, out + key * stride, stride);
         } else {
@@ -375,7 +377,8 @@ inline void pack_key_factors(const Head<bfloat16>& head, const TensorView& tenso
     const auto row = [&](std::int64_t key) {
         return key >= seen.begin && key < seen.end ? head.key_of(tensor, base + key) : nullptr;
     };
-    for (std::int64_t key = 0; key < key_tile; key += 2) {
+    const Span packed = whole_vectors<Vec<float>>(seen);
+    for (std::int64_t key = packed.begin; key < packed.end; key += 2) {
         pair_rows(row(key), row(key + 1), head.p.D, out + key / 2 * stride, stride);
     }
 }
@@ -418,7 +421,8 @@ void pack_keys_transposed(const Head<Storage>& head, const TensorView& tensor, s
                           factor_t<Storage>* out) {
     using V = Vec<compute_t<Storage>>;
     const std::int64_t steps = steps_of<Storage>(head.p.D);
-    for (std::int64_t key = 0; key < key_tile; key += V::lanes) {
+    const Span packed = whole_vectors<V>(seen);
+    for (std::int64_t key = packed.begin; key < packed.end; key += V::lanes) {
         for (std::int64_t step = 0; step < steps; step += V::lanes) {
             V rows[V::lanes];
             for (std::int64_t r = 0; r < V::lanes; ++r) {
