@@ -13,10 +13,6 @@ import functools
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pygpt.text import TextStream
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,38 +32,35 @@ def run(arguments: argparse.Namespace) -> int:
     """Answer until there is nothing more to answer."""
     import torch
 
+    from pygpt import TextGenerator
     from pygpt.generate.chat import load_chat
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[arguments.dtype]
     model, tokenizer, form = load_chat(arguments.model, dtype)
+    writer = TextGenerator(model, tokenizer, form)
     messages = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
     interactive = arguments.prompt is None and sys.stdin.isatty()
     asked = _lines(interactive) if arguments.prompt is None else iter([arguments.prompt])
     with model.session():
         for number, text in enumerate(asked):
             messages.append({"role": "user", "content": text})
-            prompt = form.encode(messages, tokenizer)
-            room = model.config.context_length - len(prompt)
-            if room < 1:
-                raise ValueError(f"the conversation has {len(prompt)} tokens, and the model reads {len(prompt) + room}")
-            answer: list[int] = []
             started = time.perf_counter()
-            model.generate(
-                torch.tensor([prompt]),
-                max_new_tokens=min(room, arguments.max_new_tokens),
+            answer = writer.chat(
+                messages,
+                arguments.max_new_tokens,
                 temperature=arguments.temperature,
                 top_p=arguments.top_p,
                 seed=arguments.seed + number,
-                stop_tokens=form.stop_tokens,
-                stream=functools.partial(_show, tokenizer.stream(), answer, form.stop_tokens),
+                stream=functools.partial(print, end="", flush=True),
             )
             seconds = time.perf_counter() - started
             print()
             if interactive:
-                print(f"({len(answer)} tokens, {len(answer) / seconds:.1f} a second)")
-            messages.append({"role": "assistant", "content": tokenizer.decode(answer)})
+                written = len(tokenizer.encode_literally([answer])[0])
+                print(f"({written} tokens, {written / seconds:.1f} a second)")
+            messages.append({"role": "assistant", "content": answer})
     return 0
 
 
@@ -80,9 +73,3 @@ def _lines(interactive: bool) -> Iterator[str]:
         if not line:
             return
         yield line
-
-
-def _show(written: "TextStream", answer: list[int], stop_tokens: tuple[int, ...], row: int, token: int) -> None:
-    if token not in stop_tokens:
-        answer.append(token)
-        print(written.push(token), end="", flush=True)

@@ -156,7 +156,7 @@ def clean(
 ) -> tuple[list[Document], CleanReport]:
     """Clean documents and leave some out.
 
-    Memory grows with the number of documents (16 bytes for each to find the same again, 2 kB to find nearly the same),
+    Memory grows with the number of documents (16 bytes for each to find the same again, 6 kB to find nearly the same),
     not with their text.
 
     Args:

@@ -47,7 +47,7 @@ class ExactDuplicates:
 
 
 class NearDuplicates:
-    """Finds texts most of which was there before; keeps about 2 kB of each text that is new.
+    """Finds texts most of which was there before; keeps about 6 kB of each text that is new.
 
     Args:
         threshold: from which share of common shingles, 0 to 1, two texts are nearly the same.

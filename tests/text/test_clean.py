@@ -121,6 +121,7 @@ def test_html_becomes_its_main_text(tmp_path):
     assert report.step("main text").changed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["some words of text, ", "没有空格的中文文本。", "كلمات قليلة ", "👩‍👩‍👧 😀 "])
 def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch, unit):
     """Cleaning, tokenising and writing 4 MB takes the memory that 1 MB takes."""
