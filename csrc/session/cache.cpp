@@ -30,23 +30,27 @@ void check_pair(const check::Named& fresh, const check::Named& cache) {
     check::dimensions_are(cache, 4, "(batch, capacity + 1, kv_heads, head_dim)");
     check::dtype_is(cache, fresh.tensor.dtype, "that of what it stores");
     check::on_device(cache, fresh.tensor.device, "where new keys and values are");
-    check::contiguous(cache);
     const std::int64_t* shape = fresh.tensor.shape;
     check::shape_is(cache, {shape[0], cache.tensor.shape[1], shape[2], shape[3]}, "as many heads as what it stores");
-    if (shape[3] > 1 && fresh.tensor.strides[3] != 1) {
-        throw ValueError(text(fresh.name, " must have a last dimension of stride 1"));
+    for (const check::Named* each : {&fresh, &cache}) {
+        if (shape[3] > 1 && each->tensor.strides[3] != 1) {
+            throw ValueError(text(each->name, " must have a last dimension of stride 1"));
+        }
     }
+}
+
+// Keys or values of one head at a place of a row.
+char* at(const TensorView& tensor, std::int64_t row, std::int64_t place, std::int64_t head) {
+    const std::int64_t element = row * tensor.strides[0] + place * tensor.strides[1] + head * tensor.strides[2];
+    return static_cast<char*>(tensor.data) + element * bytes_of(tensor.dtype);
 }
 
 void copy_token(const TensorView& fresh, std::int64_t row, std::int64_t time, const TensorView& cache,
                 std::int64_t slot) {
-    const std::int64_t size = bytes_of(fresh.dtype);
-    const std::int64_t head_bytes = fresh.shape[3] * size;
-    const auto* from = static_cast<const char*>(fresh.data) + (row * fresh.strides[0] + time * fresh.strides[1]) * size;
-    auto* to = static_cast<char*>(cache.data) + slot * fresh.shape[2] * head_bytes;
+    const std::int64_t places = cache.shape[1];
     for (std::int64_t head = 0; head < fresh.shape[2]; ++head) {
-        std::memcpy(to + head * head_bytes, from + head * fresh.strides[2] * size,
-                    static_cast<std::size_t>(head_bytes));
+        std::memcpy(at(cache, slot / places, slot % places, head), at(fresh, row, time, head),
+                    static_cast<std::size_t>(fresh.shape[3] * bytes_of(fresh.dtype)));
     }
 }
 

@@ -26,11 +26,11 @@ struct Places {
     TensorView key_lengths;  // (R,)
 };
 
-// Copies keys and values of new tokens to their slots.
+// Copies keys and values of new tokens to their slots. The last dimension of each but slots has stride 1.
 struct Store {
-    TensorView k, v;              // (B, T, G, D), last dimension of stride 1
+    TensorView k, v;              // (B, T, G, D)
     TensorView slots;             // (B · T,) int64, contiguous
-    TensorView k_cache, v_cache;  // (B, capacity + 1, G, D), contiguous
+    TensorView k_cache, v_cache;  // (B, capacity + 1, G, D)
 };
 
 void find_places(Places arguments);

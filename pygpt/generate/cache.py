@@ -97,11 +97,34 @@ class KeyValueCache:
 
     def store(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
         """Put the new tokens' keys and values (B, T, G, D) into a layer's, (B, capacity + 1, G, D)."""
-        if k.device.type == "cpu" and not EMULATED and not k.requires_grad:
+        if _by_kernel(k) and not k.requires_grad:
             C.session_store(_unit_stride(k), _unit_stride(v), self._slots, k_cache, v_cache)
             return
+        rows, places = self._slots // (self.capacity + 1), self._slots % (self.capacity + 1)
         for cache, new in ((k_cache, k), (v_cache, v)):
-            cache.flatten(0, 1).index_copy_(0, self._slots, new.flatten(0, 1))
+            if cache.is_contiguous():
+                cache.flatten(0, 1).index_copy_(0, self._slots, new.flatten(0, 1))
+            else:
+                cache.index_put_((rows, places), new.flatten(0, 1))
+
+
+def _by_kernel(x: Tensor) -> bool:
+    """Whether a kernel of pygpt's copies to the cache."""
+    return x.device.type == "cpu" and not EMULATED
+
+
+def _room(like: Tensor, capacity: int) -> Tensor:
+    """Uninitialised (B, capacity + 1, G, D), for keys or values like (B, T, G, D).
+
+    On the CPU each head's lie together, in large pages where there are: attention of one query reads them as they come
+    from memory (a step of 32 rows in bfloat16, GPT-2 124M: a fifth of its time before, AMD Zen 4).
+    """
+    batch, _, heads, head_dim = like.shape
+    if not _by_kernel(like):
+        return like.new_empty((batch, capacity + 1, heads, head_dim))
+    room = like.new_empty((batch, heads, capacity + 1, head_dim))
+    C.use_huge_pages(room)
+    return room.transpose(1, 2)
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -153,8 +176,7 @@ class LayerCache:
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the new tokens, (B, T, G, D); give those of all tokens."""
         if self._k is None or self._v is None:
-            shape = (k.shape[0], self._cache.capacity + 1, *k.shape[2:])
-            self._k, self._v = k.new_empty(shape), v.new_empty(shape)
+            self._k, self._v = _room(k, self._cache.capacity), _room(v, self._cache.capacity)
         self._cache.store(k, v, self._k, self._v)
         return self._k, self._v
 
@@ -175,5 +197,12 @@ class LayerCache:
         """This layer for `KeyValueCache.repeated`."""
         out = LayerCache(cache)
         if self._k is not None and self._v is not None:
-            out._k, out._v = self._k.repeat_interleave(times, dim=0), self._v.repeat_interleave(times, dim=0)
+            out._k, out._v = (_repeated(storage, times) for storage in (self._k, self._v))
         return out
+
+
+def _repeated(storage: Tensor, times: int) -> Tensor:
+    """Each row that many times, in the same order of memory."""
+    if storage.is_contiguous():
+        return storage.repeat_interleave(times, dim=0)
+    return storage.transpose(1, 2).repeat_interleave(times, dim=0).transpose(1, 2)

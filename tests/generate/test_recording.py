@@ -114,7 +114,7 @@ def refusal(model) -> str:
 def test_a_kernel_of_pytorchs_is_refused_by_its_name_and_its_module(monkeypatch):
     model = lively(small())
     inner = model.blocks[1].feed_forward
-    monkeypatch.setattr(inner, "forward", lambda x, forward=inner.forward: forward(x).mul(2))
+    monkeypatch.setattr(inner, "forward", lambda *args, forward=inner.forward: forward(*args).mul(2))
     assert refusal(model) == "FeedForward blocks.1.feed_forward runs aten.mul.Tensor, which is no op of pygpt"
 
 
