@@ -215,6 +215,7 @@ def op_rows(sizes: Sizes) -> list[Row]:
             forward=Work(2 * V * C, V * C),
             backward=None,
         ),
+        *(_quantized(scheme, rows, C, V) for scheme in ("int8", "int4") for rows in (1, head_rows)),
         Row(
             "sample",
             "sample, top-k 50, top-p 0.95",
@@ -248,6 +249,31 @@ def op_rows(sizes: Sizes) -> list[Row]:
             backward=Work(4 * head_rows * C * V, 2 * head_rows * C + 2 * C * V, 8 * head_rows),
         ),
     ]
+
+
+def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
+    """A head with a rounded weight, beside PyTorch's product with that weight expanded."""
+
+    def inputs(d: Draw) -> dict[str, Any]:
+        packed = ops.quantize_weight(d.normal(outputs, width, scale=width**-0.5), scheme)
+        matrix = reference.quantized_weight(packed, outputs, width, scheme).to(d.dtype)
+        return {"x": d.normal(rows, width), "matrix": matrix, "packed": packed}
+
+    def exact(x: Tensor, matrix: Tensor, packed: Tensor) -> Tensor:
+        return reference.linear(x, reference.quantized_weight(packed, len(matrix), x.shape[-1], scheme))
+
+    packed_bytes = outputs * width * (1 if scheme == "int8" else 5 / 8)
+    return Row(
+        "quantized_linear",
+        f"quantized_linear, {scheme}",
+        f"({rows}, {width}) × ({outputs}, {width})",
+        inputs,
+        ours=lambda x, matrix, packed: ops.quantized_linear(x, packed, len(matrix), scheme),
+        theirs=lambda x, matrix, packed: F.linear(x, matrix),
+        exact=exact,
+        forward=Work(2 * rows * width * outputs, rows * (width + outputs), packed_bytes),
+        backward=None,
+    )
 
 
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}

@@ -135,6 +135,16 @@ def cross_entropy_backward(
 def dropout_forward(x: Tensor, seed: Tensor, p: float, out: Tensor) -> None: ...
 def embedding_forward(ids: Tensor, table: Tensor, out: Tensor) -> None: ...
 def embedding_backward(grad_out: Tensor, ids: Tensor, grad_table: Tensor) -> None: ...
+def quantized_linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    scheme: str,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    out: Tensor,
+) -> None: ...
+def quantized_linear_packed_bytes(out_features: int, in_features: int, scheme: str) -> int: ...
 def sample_forward(
     logits: Tensor,
     temperature: float,

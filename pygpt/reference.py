@@ -68,6 +68,51 @@ def linear(
     return out if residual is None else out + _double(residual)
 
 
+def quantized_weight(packed: Tensor, out_features: int, in_features: int, scheme: str) -> Tensor:
+    """The (out, in) matrix that a packed weight of `pygpt.ops.quantize_weight` stands for."""
+    panels, groups = -(-out_features // 32), -(-in_features // 32)
+    if scheme == "int8":
+        panel = packed.view(panels, 128 + groups * 1024)
+        scale = panel[:, :128].contiguous().view(torch.float32).double()  # (panels, 32 columns)
+        numbers = panel[:, 128:].reshape(panels, groups, 8, 32, 4).double() - 128
+        weight = numbers * scale[:, None, None, :, None]
+    else:
+        group = packed.view(panels, groups, 640)
+        scale, offset = (
+            group[:, :, at : at + 64].contiguous().view(torch.float16).double()[:, :, None, :, None] for at in (0, 64)
+        )
+        pairs = group[:, :, 128:].reshape(panels, groups, 4, 32, 4)
+        weight = torch.cat([pairs & 15, pairs >> 4], dim=2).double() * scale + offset
+    weight = weight.permute(0, 3, 1, 2, 4).reshape(panels * 32, groups * 32)  # from (panel, group, step, column, place)
+    return weight[:out_features, :in_features]
+
+
+def rounded_in_groups(x: Tensor) -> Tensor:
+    """``x`` as `pygpt.ops.quantized_linear` takes it: in groups of 32, multiples of their largest value / 16256."""
+    width = x.shape[-1]
+    groups = torch.nn.functional.pad(x.detach().float(), (0, -width % 32)).view(*x.shape[:-1], -(-width // 32), 32)
+    largest = groups.abs().amax(dim=-1, keepdim=True)
+    tiny, most = largest < 2.0**-110, torch.tensor(16256.0)  # as a tensor, for divisions that round once
+    step, inverse = torch.where(tiny, 0.0, largest / most), torch.where(tiny, 0.0, most / largest)
+    rounded: Tensor = ((groups * inverse).round().double() * step.double()).flatten(-2)
+    return rounded[..., :width]
+
+
+def quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    out_features: int,
+    scheme: str,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``linear`` with the weight that ``weight`` stands for and ``x`` rounded as the op does."""
+    matrix = quantized_weight(weight, out_features, x.shape[-1], scheme)
+    return linear(rounded_in_groups(x), matrix, bias, activation, residual, out_dtype)
+
+
 def feed_forward(
     x: Tensor, w_in: Tensor, b_in: Tensor | None, w_out: Tensor, b_out: Tensor | None, activation: str = "gelu_tanh"
 ) -> Tensor:

@@ -155,6 +155,21 @@ CHECKS = (
         lambda d: {"hidden": d.normal(7, 33), "weight": d.normal(101, 33), "targets": d.ids(101, 7)},
     ),
     Check(
+        "quantized_linear",
+        ops.quantized_linear,
+        reference.quantized_linear,
+        lambda d: {
+            "x": d.normal(5, 67).detach(),
+            "weight": ops.quantize_weight(d.normal(35, 67), "int4"),
+            "out_features": 35,
+            "scheme": "int4",
+            "bias": d.normal(35).detach(),
+            "activation": "gelu_tanh",
+        },
+        dtypes=(torch.float32, torch.bfloat16),
+        differentiable=False,
+    ),
+    Check(
         "sample",
         _greedy,
         lambda logits: torch.log_softmax(logits, dim=-1).amax(dim=-1),

@@ -13,7 +13,7 @@ import pytest
 from pygpt.extension import C
 
 ROOT = Path(__file__).resolve().parent.parent
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")  # in the order of csrc/cpu/features.h
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni")  # in the order of csrc/cpu/features.h
 SYSTEM_LIBRARY = re.compile(r"(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+|ld-linux[-\w]*)\.so(\.\d+)?")
 
 

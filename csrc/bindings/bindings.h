@@ -18,6 +18,7 @@ void add_grad_norm(pybind11::module_& module);
 void add_layer_norm(pybind11::module_& module);
 void add_linear(pybind11::module_& module);
 void add_linear_cross_entropy(pybind11::module_& module);
+void add_quantized_linear(pybind11::module_& module);
 void add_sample(pybind11::module_& module);
 void add_session(pybind11::module_& module);
 

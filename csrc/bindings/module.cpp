@@ -84,6 +84,7 @@ PYBIND11_MODULE(PYGPT_MODULE, module) {
     add_layer_norm(module);
     add_linear(module);
     add_linear_cross_entropy(module);
+    add_quantized_linear(module);
     add_sample(module);
     add_session(module);
 }

@@ -6,7 +6,7 @@
 
 namespace pygpt::cpu {
 
-enum class Isa { scalar, avx2, avx512, avx512_bf16 };
+enum class Isa { scalar, avx2, avx512, avx512_bf16, avx512_vnni };
 
 // Nothing if kernels of this set run here, else the reason why not.
 std::string why_not(Isa isa);

@@ -14,6 +14,7 @@
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/quantized_linear.h"
 #include "ops/sample.h"
 
 namespace pygpt::cpu {
@@ -70,6 +71,9 @@ void linear_pack(const linear::Pack& arguments);
 
 template <Isa isa>
 void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
+
+template <Isa isa>
+void quantized_linear_forward(const quantized_linear::Forward& arguments);
 
 template <Isa isa>
 void sample_forward(const sample::Forward& arguments);

@@ -3,6 +3,7 @@
 Example:
   pygpt sample --model runs/demo --prompt "Return the" --temperature 0.8 --top-p 0.95
   pygpt sample --model gpt2-folder --prompt "Once upon a time" --num-samples 3 --seed 7
+  pygpt sample --model gpt2-folder --prompt "Once upon a time" --quantize int8
 
 The text appears as it is written. The same seed gives the same text.
 """
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end with this text; repeatable")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another text (default: 0)")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="hold the weights in 8 or 4 bits (CPU)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as PyTorch takes)")
 
@@ -51,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"threads must be from 1 to {MOST_THREADS}, not {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model)
+    if arguments.quantize is not None:
+        model.quantize(arguments.quantize)
+    if model.quantization is not None and device.type != "cpu":
+        raise ValueError(f"a quantised model is sampled on the CPU, not on {device}")
     model.to(device)
     tokens = prompt_tokens(tokenizer, arguments.prompt)
     options = {

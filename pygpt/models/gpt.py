@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pygpt import generate as decoding
 from pygpt import ops
+from pygpt.models import quantized
 from pygpt.models.block import Block, make_norm, position_table, run_blocks
 from pygpt.models.config import GPTConfig
 from pygpt.models.sequence import check_ids, document_positions, past_lengths
@@ -29,9 +30,11 @@ class GPT(Transformer):
         device: where the parameters are made; ``"meta"`` makes a model without memory.
         dtype: of the parameters.
         initialise: draw the initial weights. False leaves them as the memory happens to be, for whoever loads others.
+        quantization: make room for weights that `quantize` made with this scheme, and draw none; None: plain weights.
 
     Raises:
         MemoryError: if the parameters do not fit into the device's free memory.
+        ValueError: if there is no such scheme, or quantised weights cannot be computed with.
 
     Attributes:
         checkpoint_blocks: in training, keep each block's input only and compute the block again in the backward pass.
@@ -49,10 +52,11 @@ class GPT(Transformer):
         dtype: torch.dtype = torch.float32,
         *,
         initialise: bool = True,
+        quantization: str | None = None,
     ) -> None:
         device = torch.device(device)
-        super().__init__(config, GPTConfig, device, dtype)
         meta = torch.device("meta")  # nothing is drawn twice: the weights are, once, at the end
+        super().__init__(config, GPTConfig, device if quantization is None else meta, dtype)
         width = config.embedding_dim
         self.token_embedding = Embedding(config.vocab_size, width, device=meta, dtype=dtype)
         self.position_embedding: Embedding | None = None
@@ -63,7 +67,9 @@ class GPT(Transformer):
         self.head = None
         if not config.tie_head:
             self.head = Linear(width, config.vocab_size, bias=False, device=meta, dtype=dtype)
-        self._materialise(device, initialise)
+        if quantization is not None:
+            quantized.leave_room(self, quantization, device, dtype)
+        self._materialise(device, initialise and quantization is None)
         table = position_table(config)
         self.register_buffer("position_table", None if table is None else table.to(device, dtype), persistent=False)
 
@@ -125,6 +131,8 @@ class GPT(Transformer):
         hidden = self.hidden(ids, lengths, cu_seqlens)  # (B, T, C)
         past = past_lengths(ids, lengths)
         targets = targets if past is None else targets.masked_fill(past, ignore_index)
+        if self.quantization is not None:
+            return ops.cross_entropy(self.logits(hidden), targets, ignore_index=ignore_index)
         return ops.linear_cross_entropy(hidden, self.head_weight, targets, ignore_index=ignore_index)
 
     def hidden(
@@ -177,6 +185,44 @@ class GPT(Transformer):
     generate = decoding.generate
     beam_search = decoding.beam_search
     contrastive_search = decoding.contrastive_search
+
+    def quantize(self, scheme: str) -> GPT:
+        """Hold the weights of all linear layers and of the head in 8 or 4 bits from now on, for sampling on the CPU.
+
+        Each product then reads a quarter or a sixth of float32's bytes. ``"int8"``: whole numbers up to ±127, and a
+        scale for each output. ``"int4"``: 0 to 15, with a scale and an offset for every 32 inputs. Norms, biases and
+        embeddings stay as they are: a token reads one row of a table, and what is wrong there goes through all layers.
+        A head that is tied to the token embedding gets a quantised copy of it. The model can be sampled from, saved
+        and loaded, but no longer trained.
+
+        Args:
+            scheme: ``"int8"`` or ``"int4"``.
+
+        Returns:
+            The model itself, in eval mode.
+
+        Raises:
+            ValueError: if there is no such scheme, the model is quantised already, is not on the CPU or not in float32
+                or bfloat16, or has weights that are not finite.
+            RuntimeError: inside a session, in which weights are frozen.
+        """
+        if self._session is not None:
+            raise RuntimeError("the weights are frozen inside model.session(); quantise the model before")
+        quantized.quantize(self, scheme)
+        return self
+
+    def train(self, mode: bool = True) -> GPT:
+        """As `torch.nn.Module.train`.
+
+        Raises:
+            RuntimeError: if the model is quantised.
+        """
+        if mode and self.quantization is not None:
+            raise RuntimeError(
+                "a quantised model cannot be trained: its weights are whole numbers; train the model that it was made "
+                "from, and quantise that"
+            )
+        return super().train(mode)
 
     def _blocks(self) -> Iterator[Block]:
         return iter(self.blocks)  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
 A folder holds ``config.json`` and ``model.safetensors``, or the parts that ``model.safetensors.index.json`` lists.
 ``model_type`` in config.json names the layout: ``"gpt2"``, ``"llama"``, ``"bert"``, ``"bart"``, see their modules; or
 ``"pygpt"``, ``"pygpt-encoder"``, ``"pygpt-seq2seq"``: the fields of the model's configuration and the names of its
-state dict. Pickles are not read.
+state dict. ``"pygpt-quantized"`` is a GPT that `GPT.quantize` made: the same, with the scheme as ``quantization``; its
+weights are packed as csrc/ops/quantized_linear.h says, in uint8. Pickles are not read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pygpt.models.layout import Layout
 from pygpt.models.llama_layout import LLAMA
 from pygpt.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from pygpt.models.transformer import Transformer
+from pygpt.ops.quantized_linear import SCHEMES
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -52,6 +54,18 @@ def _own(model_type: str, model: type[Transformer], config: type[TransformerConf
     )
 
 
+# Of quantised models, whatever their configuration.
+QUANTIZED = Layout(
+    "pygpt-quantized",
+    GPT,
+    canonical=lambda name: name,
+    config=lambda values, names, path: GPTConfig.from_dict(values),
+    targets=lambda model: model.state_dict(keep_vars=True),
+    fits=lambda config: False,
+    values=lambda model: {"quantization": model.quantization, **model.config.to_dict()},
+    stored=lambda model: model.state_dict(keep_vars=True),
+    head="",  # it stands in the file, tied or not
+)
 # A model is saved in the first layout of its class that fits.
 LAYOUTS = (
     GPT2,
@@ -61,6 +75,7 @@ LAYOUTS = (
     _own("pygpt", GPT, GPTConfig),
     _own("pygpt-encoder", Encoder, EncoderConfig),
     _own("pygpt-seq2seq", Seq2Seq, Seq2SeqConfig),
+    QUANTIZED,
 )
 
 
@@ -100,6 +115,7 @@ def load(
     values = read_json(folder / CONFIG)
     layout = _layout(values.pop("model_type", None), kind, folder / CONFIG)
     device = torch.device(device)
+    made = {"quantization": _quantization(values, folder / CONFIG)} if layout is QUANTIZED else {}
     files = _weight_files(folder)
     stored = {name: layout.canonical(name) for name in _stored_names(files)}
     config = layout.config(values, {name for name in stored.values() if name is not None}, folder / CONFIG)
@@ -107,7 +123,7 @@ def load(
         dtype = _stored_dtype(files, layout)
         if dtype == torch.float16 and device.type == "cpu":
             dtype = torch.float32
-    model: Model = layout.model(config, device, dtype, initialise=False)
+    model: Model = layout.model(config, device, dtype, initialise=False, **made)
     targets = layout.targets(model)
     loaded: set[str] = set()
     for name, tensor, path in _stored_tensors(files):
@@ -126,8 +142,9 @@ def load(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, "
                 f"but the model that {CONFIG} describes has {tuple(target.shape)}"
             )
-        if not tensor.is_floating_point():
-            raise ValueError(f"{path}: {name} is {tensor.dtype}; weights must be floating point")
+        if tensor.dtype != target.dtype and not (tensor.is_floating_point() and target.is_floating_point()):
+            expected = "floating point" if target.is_floating_point() else target.dtype
+            raise ValueError(f"{path}: {name} is {tensor.dtype}; it must be {expected}")
         with torch.no_grad():
             target.copy_(tensor)
         loaded.add(canonical)
@@ -152,7 +169,8 @@ def save(model: Transformer, folder: str | Path) -> str:
         OSError: if the folder or the disk does not take the files.
     """
     folder = Path(folder)
-    layout = next(each for each in LAYOUTS if isinstance(model, each.model) and each.fits(model.config))
+    fitting = (each for each in LAYOUTS if isinstance(model, each.model) and each.fits(model.config))
+    layout = next(fitting) if model.quantization is None else QUANTIZED
     own = layout.model_type.startswith("pygpt")
     dtype = {} if own else {"torch_dtype": str(model.token_embedding.weight.dtype).removeprefix("torch.")}
     # Parts of one parameter are copied: the file's format has no room for tensors that share memory.
@@ -167,6 +185,14 @@ def save(model: Transformer, folder: str | Path) -> str:
     atomic_write_json(folder / CONFIG, {"model_type": layout.model_type, **layout.values(model), **dtype})
     (folder / INDEX).unlink(missing_ok=True)  # of a model in parts that was here before
     return layout.model_type
+
+
+def _quantization(values: dict[str, Any], path: Path) -> str:
+    """The scheme that config.json names, which is taken out of its values."""
+    scheme = values.pop("quantization", None)
+    if scheme not in SCHEMES:
+        raise ValueError(f"{path}: quantization is {scheme!r}; pygpt reads {', '.join(SCHEMES)}")
+    return str(scheme)
 
 
 def _layout(model_type: Any, kind: type[Transformer], path: Path) -> Layout:

@@ -14,13 +14,19 @@ def check_fits(parameters: int, device: torch.device, dtype: torch.dtype) -> Non
     Raises:
         MemoryError: with both figures.
     """
+    size = dtype.itemsize
+    check_bytes_fit(parameters * size, device, f"the model's {parameters:,} parameters", f" ({size} bytes each)")
+
+
+def check_bytes_fit(needed: int, device: torch.device, what: str, how: str = "") -> None:
+    """Refuse what does not fit into the device's free memory.
+
+    Raises:
+        MemoryError: with both figures.
+    """
     free = free_memory(device)
-    needed = parameters * dtype.itemsize
     if free is not None and needed > free:
-        raise MemoryError(
-            f"the model's {parameters:,} parameters need {needed / 2**30:.1f} GiB ({dtype.itemsize} bytes each), "
-            f"but {device} has {free / 2**30:.1f} GiB free"
-        )
+        raise MemoryError(f"{what} need {needed / 2**30:.1f} GiB{how}, but {device} has {free / 2**30:.1f} GiB free")
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -47,6 +47,8 @@ class Session:
         if self._decided:
             return
         self._decided = True
+        if self._model.quantization is not None:
+            return  # quantised weights are packed already
         weights = [self._model.head_weight, *(module.weight for module in self._linears())]
         free = free_memory(torch.device("cpu"))
         needed = sum(weight.numel() * weight.element_size() for weight in weights)

@@ -15,7 +15,7 @@ from pygpt.models.block import Stack
 from pygpt.models.config import TransformerConfig
 from pygpt.models.memory import check_fits
 from pygpt.models.session import Session
-from pygpt.nn import Embedding, LayerNorm, Linear, RMSNorm
+from pygpt.nn import Embedding, LayerNorm, Linear, QuantizedLinear, RMSNorm
 
 Model = TypeVar("Model", bound="Transformer")
 
@@ -38,11 +38,12 @@ class Transformer(nn.Module):
     Attributes:
         checkpoint_blocks: in training, keep each block's input only and compute the block again in the backward pass.
             Bits do not change, dropout included.
+        quantization: ``"int8"`` or ``"int4"`` where `GPT.quantize` made it so; else None.
     """
 
     config: Any
     token_embedding: Embedding
-    head: Linear | None
+    head: Linear | QuantizedLinear | None
 
     def __init__(
         self, config: TransformerConfig, kind: type[TransformerConfig], device: torch.device, dtype: torch.dtype
@@ -53,6 +54,7 @@ class Transformer(nn.Module):
         check_fits(config.num_parameters(), device, dtype)
         self.config = config
         self.checkpoint_blocks = False
+        self.quantization: str | None = None
         self.packed_head: Tensor | None = None  # of head_weight, inside a session
         self._session: Session | None = None
 
@@ -85,6 +87,8 @@ class Transformer(nn.Module):
             hidden: (..., width).
             decode: as in `pygpt.ops.linear`.
         """
+        if isinstance(self.head, QuantizedLinear):
+            return self.head(hidden, out_dtype=torch.float32)  # type: ignore[no-any-return]
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         packed = None if torch.is_autocast_enabled(hidden.device.type) else self.packed_head
         return ops.linear(
@@ -140,6 +144,7 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> nn.Parameter:
         """The head's matrix, (vocabulary, width): the token embedding's if the head is tied to it."""
+        assert not isinstance(self.head, QuantizedLinear), "a quantised head has no matrix"
         return (self.token_embedding if self.head is None else self.head).weight
 
     @property

@@ -6,6 +6,16 @@ from pygpt.nn.feed_forward import FeedForward
 from pygpt.nn.gated_feed_forward import GatedFeedForward
 from pygpt.nn.layer_norm import LayerNorm
 from pygpt.nn.linear import Linear
+from pygpt.nn.quantized_linear import QuantizedLinear
 from pygpt.nn.rms_norm import RMSNorm
 
-__all__ = ["Embedding", "FeedForward", "GatedFeedForward", "LayerNorm", "Linear", "MultiHeadAttention", "RMSNorm"]
+__all__ = [
+    "Embedding",
+    "FeedForward",
+    "GatedFeedForward",
+    "LayerNorm",
+    "Linear",
+    "MultiHeadAttention",
+    "QuantizedLinear",
+    "RMSNorm",
+]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pygpt import ops
 from pygpt.nn.linear import Linear
+from pygpt.nn.quantized_linear import QuantizedLinear
 
 
 class FeedForward(nn.Module):
@@ -45,6 +46,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, decode: bool = False) -> Tensor:
         """Map (..., width) to (..., width); ``decode`` as in `pygpt.ops.linear`."""
         up, down = self.up, self.down
+        if isinstance(up, QuantizedLinear):  # and so is down: a model is quantised as a whole
+            return down(up(x, activation=self.activation))
         out = ops.feed_forward(
             x, up.weight, up.bias, down.weight, down.bias, self.activation, up.packed(), down.packed(), decode
         )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pygpt import ops
 from pygpt.nn.linear import Linear
+from pygpt.nn.quantized_linear import QuantizedLinear
 
 # What is written ``activation`` -> what acts on the gate.
 GATES = {"swiglu": "silu", "geglu": "gelu_tanh"}
@@ -59,6 +60,8 @@ class GatedFeedForward(nn.Module):
         gate = self.gate
         if self.activation == "swiglu":
             return nn.functional.silu(gate(x, decode))
+        if isinstance(gate, QuantizedLinear):
+            return gate(x, activation=GATES[self.activation])
         return ops.linear(x, gate.weight, gate.bias, GATES[self.activation], packed_weight=gate.packed(), decode=decode)
 
     def extra_repr(self) -> str:

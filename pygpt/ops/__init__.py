@@ -11,6 +11,7 @@ from pygpt.ops.grad_norm import grad_norm
 from pygpt.ops.layer_norm import add_layer_norm, layer_norm
 from pygpt.ops.linear import linear, pack_linear, pack_linears
 from pygpt.ops.linear_cross_entropy import linear_cross_entropy
+from pygpt.ops.quantized_linear import quantize_weight, quantized_linear
 from pygpt.ops.sample import sample
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "linear_cross_entropy",
     "pack_linear",
     "pack_linears",
+    "quantize_weight",
+    "quantized_linear",
     "sample",
 ]

@@ -239,6 +239,8 @@ def test_sample_writes(finished: Path, capsys: Out) -> None:
     assert sample("--prompt", "the cat", "--temperature", "0", "--top-k", "3").startswith("the cat")
     several = sample("--prompt", "the", "--num-samples", "3", "--top-p", "0.9")
     assert several.count("the") >= 3
+    for scheme in ("int8", "int4"):
+        assert sample("--prompt", "the cat", "--quantize", scheme).startswith("the cat")
     assert sample() != ""
     assert main(["sample", "--model", str(newest(finished)), "--prompt", "the"]) == 0, (
         "a checkpoint is a model by itself"
@@ -267,6 +269,7 @@ def test_sample_mistakes(finished: Path, copy: Path, tmp_path: Path, fails: Run)
     assert "top_p" in sample("--prompt", "the", "--top-p", "0")
     assert "num_samples must be at least 1, not 0" in sample("--num-samples", "0")
     assert "device must be cpu, cuda or cuda:N, not 'meta'" in sample("--device", "meta")
+    assert "invalid choice: 'int2'" in sample("--quantize", "int2")
     assert "threads must be from 1 to 1024, not 0" in sample("--threads", "0")
     other = json.loads((newest(copy) / "tokenizer.json").read_text())
     other["characters"] = other["characters"][:-1]
