@@ -145,9 +145,9 @@ def test_int8_is_the_nearest_of_255_numbers(generator):
 
 @pytest.mark.parametrize("inputs", [3, 64, 77])
 def test_int4_is_nearer_than_from_the_smallest_to_the_largest(generator, inputs):
-    weight = normal(generator, 40, inputs)
+    weight = normal(generator, 400, inputs)
     weight[5] = 0.25
-    matrix = reference.quantized_weight(ops.quantize_weight(weight, "int4"), 40, inputs, "int4")
+    matrix = reference.quantized_weight(ops.quantize_weight(weight, "int4"), 400, inputs, "int4")
     groups = [torch.arange(i, min(i + 32, inputs)) for i in range(0, inputs, 32)]
     for places in groups:
         group = weight[:, places]
@@ -157,7 +157,7 @@ def test_int4_is_nearer_than_from_the_smallest_to_the_largest(generator, inputs)
         ours, theirs = ((each - group).square().mean(dim=1) for each in (matrix[:, places], plain))
         assert (ours <= theirs * 1.001 + 1e-12).all()
         if len(places) == 32:
-            assert ours.mean() < 0.9 * theirs.mean()
+            assert ours.mean() < 0.92 * theirs.mean()
     assert (matrix[5] == 0.25).all()
 
 
