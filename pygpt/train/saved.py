@@ -58,7 +58,7 @@ def load_model(folder: str | Path) -> tuple[GPT, Tokenizer]:
     """Load a GPT and its tokenizer, as `load_saved`. Raises: also ValueError if the model is no GPT."""
     model, tokenizer, _, path = load_saved(folder)
     if not isinstance(model, GPT):
-        raise ValueError(f"{path} holds a model that pygpt.{type(model).__name__} reads, not GPT: it does not write")
+        raise ValueError(f"{path} holds a model which pygpt.{type(model).__name__} reads, not GPT: it does not write")
     return model, tokenizer
 
 
