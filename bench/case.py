@@ -40,7 +40,7 @@ class Case:
     dtype: torch.dtype
     direction: str
     work: Work | None  # None: too small for a limit to mean anything
-    contenders: Callable[[bool], dict[str, Call]]  # "pygpt", "eager" and, if that is asked for, "compiled"
+    contenders: Callable[[bool], dict[str, Call]]  # "pygpt", "eager", "compiled" if that is asked for, other rivals
     errors: Callable[[], tuple[float, float | None]]  # ours and PyTorch's, where that can be compared
 
 

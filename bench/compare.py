@@ -51,7 +51,7 @@ sys.path.append(str(ROOT))  # behind the installed pygpt
 from bench import gpu, models, rows  # noqa: E402
 from bench.case import Call, Case  # noqa: E402
 
-SHORT_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+SHORT_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Result:
     seconds: float
     peer_seconds: float  # PyTorch eager
     compiled_seconds: float | None  # torch.compile
+    rival_seconds: dict[str, float]  # other ways that PyTorch has
     ratio: float  # of PyTorch eager's time to ours
     operations: float | None
     bytes: float | None
@@ -99,6 +100,11 @@ def every_case(settings: Settings) -> Iterator[Case]:
         yield from rows.cases(row, small)
     yield from rows.cases(rows.overhead_row(), rows.overhead_row())
     yield from models.cases(models.SMALL, settings.sizes.batch, settings.model_time)
+    if gpu.in_use():
+        for row, small in rows.gpu_rows():
+            yield from rows.cases(row, small)
+        for config in (models.SMALL, models.XL):
+            yield from models.decode_cases(config)
 
 
 def measure(case: Case, settings: Settings) -> Result:
@@ -127,6 +133,7 @@ def measure(case: Case, settings: Settings) -> Result:
         seconds=seconds["pygpt"],
         peer_seconds=seconds["eager"],
         compiled_seconds=seconds.get("compiled"),
+        rival_seconds={name: s for name, s in seconds.items() if name not in ("pygpt", "eager", "compiled")},
         ratio=seconds["eager"] / seconds["pygpt"],
         operations=case.work.operations if case.work else None,
         bytes=case.work.bytes(case.dtype) if case.work else None,
@@ -244,7 +251,8 @@ def results_table(results: list[Result]) -> Table:
     for name in ("what", "shape", "dtype", "implementation"):
         out.add_column(name, no_wrap=True)
     rivals = ["PyTorch", "ratio", *(["compiled", "ratio"] if compiled else [])]
-    for name in ("pygpt", *rivals, "of limit", "error", "PyTorch's"):
+    others = ["others"] if any(result.rival_seconds for result in results) else []
+    for name in ("pygpt", *rivals, *others, "rate", "of limit", "error", "PyTorch's"):
         out.add_column(name, justify="right", no_wrap=True)
     for name, group in itertools.groupby(results, key=lambda result: result.name):
         for result in group:
@@ -254,6 +262,9 @@ def results_table(results: list[Result]) -> Table:
             if compiled:
                 rival = result.compiled_seconds
                 cells += [time_text(rival), ratio_text(rival / result.seconds)] if rival else ["", ""]
+            if others:
+                cells.append(", ".join(f"{name} {time_text(s)}" for name, s in result.rival_seconds.items()))
+            cells.append(rate_text(result))
             cells.append("" if result.share is None else f"{result.share:.0%} {result.limit}")
             cells += [error_text(result.error), error_text(result.peer_error)]
             out.add_row(*cells)
@@ -267,6 +278,16 @@ def time_text(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} µs"
+
+
+def rate_text(result: Result) -> str:
+    """Of what limits a case: operations or bytes in a second."""
+    if result.limit is None:
+        return ""
+    amount, unit = (result.operations, "FLOP/s") if result.limit == "arithmetic" else (result.bytes, "B/s")
+    rate = (amount or 0) / result.seconds
+    scale, prefix = (1e12, "T") if rate >= 1e12 else (1e9, "G")
+    return f"{rate / scale:.3g} {prefix}{unit}"
 
 
 def ratio_text(ratio: float) -> str:

@@ -15,7 +15,7 @@ from bench.case import Call, Case, Work, largest_error
 from bench.peers import PlainGPT
 from pygpt import GPT, GPTConfig, optim
 
-SMALL = GPTConfig.preset("gpt2")
+SMALL, XL = GPTConfig.preset("gpt2"), GPTConfig.preset("gpt2-xl")
 PROMPT, WRITTEN = 16, 32  # tokens of the decode rows
 
 
@@ -62,6 +62,21 @@ def _cases(config: GPTConfig, dtype: torch.dtype, B: int, T: int) -> list[Case]:
     ]
 
 
+def decode_cases(config: GPTConfig) -> Iterator[Case]:
+    """Writing one text in bfloat16 on a GPU: by the kernels for few rows, and with the bits of the forward pass."""
+    for name, exact in (("decode", False), ("decode, exact", True)):
+        yield Case(
+            op=None,
+            name=name,
+            shape=f"{config.num_parameters() / 1e6:.0f}M parameters, 1 × {WRITTEN} tokens",
+            dtype=torch.bfloat16,
+            direction="forward",
+            work=_decode_work(config, 1),
+            contenders=lambda compiled, exact=exact: _decode(config, torch.bfloat16, 1, exact),
+            errors=lambda: _logit_errors(config, torch.bfloat16),
+        )
+
+
 def _models(config: GPTConfig, dtype: torch.dtype) -> tuple[GPT, PlainGPT, PlainGPT]:
     """Ours, theirs, and theirs in float64, with the same weights."""
     torch.manual_seed(1)
@@ -83,7 +98,9 @@ def _ids_and_targets(config: GPTConfig, batch: int, time: int) -> tuple[Tensor, 
 
 
 def _autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    return torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
+    return (
+        torch.autocast(torch.get_default_device().type, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
+    )
 
 
 def _training(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: bool) -> dict[str, Call]:
@@ -122,12 +139,12 @@ def _prefill(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: bo
     return out
 
 
-def _decode(config: GPTConfig, dtype: torch.dtype, B: int) -> dict[str, Call]:
+def _decode(config: GPTConfig, dtype: torch.dtype, B: int, exact: bool | None = None) -> dict[str, Call]:
     """Greedy tokens after a short prompt, with a key/value cache. Not compiled: its shapes change with each token."""
     ids = _tokens(config, B, PROMPT)
     ours, theirs, _ = _models(config, dtype)
     return {
-        "pygpt": lambda: ours.generate(ids, max_new_tokens=WRITTEN, temperature=0.0),
+        "pygpt": lambda: ours.generate(ids, max_new_tokens=WRITTEN, temperature=0.0, exact=exact),
         "eager": lambda: theirs.generate(ids, WRITTEN),
     }
 

@@ -1,4 +1,4 @@
-"""The ops that `compare.py` measures: one row per op, beside the same thing in plain PyTorch.
+"""The ops that `compare.py` measures: one row per op, beside the same thing in plain PyTorch; on a GPU more sizes.
 
 A new op gets a row here. Operations and elements are the floor, what any implementation has to do: a multiply-add is
 two operations, `elements` are the numbers that must be read or written once if nothing but the result is kept.
@@ -8,18 +8,20 @@ Letters: B batch, T time, M = B T rows, H heads, D head_dim, C width, V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.adamw import adamw
 
 from bench.case import Call, Case, Work, largest_error
 from pygpt import ops, reference
 
 FLOATS = (torch.float32, torch.bfloat16)
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class Row:
     backward: Work | None  # beyond the forward pass; None: there is none to measure
     dtypes: tuple[torch.dtype, ...] = FLOATS
     comparable: bool = True  # whether PyTorch's result can be compared with `exact`
+    rivals: dict[str, Callable[..., Tensor]] = field(default_factory=dict)  # other ways PyTorch has, where they work
 
 
 def op_rows(sizes: Sizes) -> list[Row]:
     """The rows of all ops."""
     B, T, M, head_rows = sizes.batch, sizes.time, sizes.batch * sizes.time, sizes.head_rows
     H, D, C, N, V = sizes.heads, sizes.head_dim, sizes.width, sizes.hidden, sizes.vocabulary
-    pairs = B * H * T * (T + 1) / 2  # of a query and a key that it sees
     scale = C**-0.5
 
     return [
@@ -98,19 +100,7 @@ def op_rows(sizes: Sizes) -> list[Row]:
             forward=Work(9 * M * C, 4 * M * C),
             backward=Work(12 * M * C, 3 * M * C),
         ),
-        Row(
-            "attention",
-            "attention, causal",
-            f"({B}, {T}, {H}, {D})",
-            lambda d: {name: d.normal(B, T, H, D) for name in ("q", "k", "v")},
-            ours=lambda q, k, v: ops.attention(q, k, v, causal=True),
-            theirs=lambda q, k, v: F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
-            ).transpose(1, 2),
-            exact=lambda q, k, v: reference.attention(q, k, v, causal=True),
-            forward=Work(4 * D * pairs, 4 * M * C),
-            backward=Work(10 * D * pairs, 8 * M * C),
-        ),
+        attention_row(B, T, H, D, causal=True),
         Row(
             "linear",
             "linear (qkv)",
@@ -276,6 +266,67 @@ def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
     )
 
 
+def attention_row(B: int, T: int, H: int, D: int, causal: bool) -> Row:
+    """Attention of T tokens to themselves."""
+
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+
+    pairs = B * H * (T * (T + 1) / 2 if causal else T * T)  # of a query and a key that it sees
+    elements = B * T * H * D
+    return Row(
+        "attention",
+        "attention, causal" if causal else "attention",
+        f"({B}, {T}, {H}, {D})",
+        lambda d: {name: d.normal(B, T, H, D) for name in ("q", "k", "v")},
+        ours=lambda q, k, v: ops.attention(q, k, v, causal=causal),
+        theirs=theirs,
+        exact=lambda q, k, v: reference.attention(q, k, v, causal=causal),
+        forward=Work(4 * D * pairs, 4 * elements),
+        backward=Work(10 * D * pairs, 8 * elements),
+    )
+
+
+# Of the models whose sizes are measured on a GPU: GPT-2 XL, and GPT-3 13B.
+XL = Sizes(batch=16, time=1024, head_rows=4096, heads=25, width=1600, hidden=6400)
+LARGE = Sizes(batch=8, time=2048, head_rows=2048, heads=40, head_dim=128, width=5120, hidden=20480)
+TOKENS_OF_ATTENTION = 16384  # in a batch, whatever the sequence's length
+
+
+def gpu_rows() -> Iterator[tuple[Row, Row]]:
+    """More rows for a GPU, each with a small one that its errors are measured at."""
+    for heads, head_dim in ((16, 64), (16, 128)):
+        for causal in (True, False):
+            for time in (512, 2048, 8192, 16384):
+                row = attention_row(TOKENS_OF_ATTENTION // time, time, heads, head_dim, causal)
+                rivals = {name: _with_backend(row.theirs, backend) for name, backend in BACKENDS.items()}
+                yield replace(row, dtypes=HALVES, rivals=rivals), attention_row(1, 256, heads, head_dim, causal)
+    for sizes in (XL, LARGE):
+        small = replace(sizes, batch=1, time=256, head_rows=64)
+        for row, at_errors in zip(op_rows(sizes), op_rows(small), strict=True):
+            if row.op in ("layer_norm", "linear", "feed_forward", "cross_entropy"):
+                yield replace(row, dtypes=HALVES), at_errors
+
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def _with_backend(attend: Callable[..., Tensor], backend: SDPBackend) -> Callable[..., Tensor]:
+    """PyTorch's attention by one of its kernels."""
+
+    def run(**inputs: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return attend(**inputs)
+
+    return run
+
+
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
 
@@ -352,6 +403,13 @@ def _case(row: Row, small: Row, dtype: torch.dtype, backward: Work | None) -> Ca
         out = {"pygpt": _call(row.ours, inputs, grad), "eager": _call(row.theirs, inputs, grad)}
         if compiled:
             out["compiled"] = _call(torch.compile(row.theirs), inputs, grad)  # compiles when it is first called
+        for name, rival in row.rivals.items():
+            call = _call(rival, inputs, grad)
+            try:
+                call()
+            except RuntimeError:  # it does not take this input, or has not the memory for it
+                continue
+            out[name] = call
         return out
 
     def errors() -> tuple[float, float | None]:

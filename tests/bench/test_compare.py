@@ -22,6 +22,25 @@ def test_every_op_has_a_row() -> None:
     assert {row.op for row in TINY} == {op for op, _ in C.implementations()}
 
 
+def test_other_ways_of_pytorch_are_rivals_where_they_take_the_input() -> None:
+    def refuses(**inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel")
+
+    row = rows.attention_row(1, 5, 2, 8, causal=True)
+    row = replace(row, rivals={"math": rows._with_backend(row.theirs, rows.BACKENDS["math"]), "other": refuses})
+    case = next(rows.cases(row, row))
+    assert list(case.contenders(False)) == ["pygpt", "eager", "math"]
+    result = compare.measure(case, replace(compare.QUICK, rounds=1, seconds=0))
+    assert result.rival_seconds.keys() == {"math"}
+    assert compare.rate_text(replace(result, limit="arithmetic", operations=3e12, seconds=2.0)) == "1.5 TFLOP/s"
+    assert compare.rate_text(replace(result, limit="memory", bytes=3e9, seconds=2.0)) == "1.5 GB/s"
+
+
+def test_rows_of_a_gpu_have_errors_at_smaller_sizes_of_the_same_kind() -> None:
+    for row, small in rows.gpu_rows():
+        assert (row.op, row.name) == (small.op, small.name)
+
+
 @pytest.mark.parametrize("row", TINY, ids=lambda row: row.name)
 def test_both_sides_of_a_row_compute_what_it_says(row: rows.Row) -> None:
     """Ours and PyTorch's are near the same float64 result, gradients included."""
