@@ -3,15 +3,18 @@
 // Forward: a warp copies a row; the floor is reading and writing N · C elements. An id out of range gives NaN.
 //
 // Backward: a block owns one row of grad_table (up to `columns` of it, a pack a thread) and writes it once: zeros, a
-// copy, or the sum of the rows of grad_out with its id, in order of position, in groups of rows so that the error does
-// not grow with their number. Nothing is read back; the floor is writing V · C and reading N · C elements.
+// copy, or the sum of the rows of grad_out with its id, in order of position, in groups of 64 so that the error does
+// not grow with their number. The floor is writing V · C and reading N · C elements.
 //
 // How an owner finds its positions: they are counted by id, the counts are summed into the beginning of each id's part
 // of `order`, and each position is put into its id's part. Atomics on integers count and place: counts are the same in
-// any order, and what is placed in any order is put in order by the owner: by rank where there are at most as many as
-// threads, else by going through ids once more. Cost beside the floor: ids are read three times and order is written
-// and read, 40 bytes a position; and an id with k > threads positions costs a pass over N ids, at most N / threads of
-// them do.
+// any order, and what is placed in any order the owner puts in order by rank. Cost beside the floor: ids are read three
+// times and order is written and read, 40 bytes a position.
+//
+// An id with more than 128 positions, as every text has some, would keep its block busy long after all others. Such ids
+// are listed: a block goes through all ids for each of them and puts its positions in order, blocks sum the groups, and
+// another adds the groups' sums up, in the same order as if one had done all. At most N / 128 ids are listed; for each
+// of them ids are read again, and for each 64 of its positions a row is written and read in float32.
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/pointer.h"
@@ -47,8 +50,16 @@ __global__ void embedding_forward_kernel(const std::int64_t* ids, const Storage*
 }
 
 constexpr int threads = 128;
-constexpr int positions_at_once = 8 * threads;  // of one id, held in shared memory
 constexpr int rows_per_sum = 64;
+
+// An id with more positions than a block has threads.
+struct Frequent {
+    std::int64_t id, first, count;  // its positions in `order`
+    Count first_sum;                // its groups' sums, one after the other
+};
+struct Totals {
+    Count ids, sums;  // listed
+};
 
 __global__ void embedding_backward_zero_kernel(Count* counts, std::int64_t vocabulary) {
     const std::int64_t id = std::int64_t{blockIdx.x} * threads + threadIdx.x;
@@ -66,10 +77,12 @@ __global__ void embedding_backward_count_kernel(const std::int64_t* ids, Count* 
 constexpr int scan_threads = 1024;
 constexpr int counts_per_thread = 4;
 
-// One block: start[v] = Σ_{u < v} counts[u], for v up to V; next = start.
+// One block: start[v] = Σ_{u < v} counts[u], for v up to V; next = start. Lists the frequent ids, in any order.
 __global__ void __launch_bounds__(scan_threads)
-    embedding_backward_start_kernel(const Count* counts, Count* start, Count* next, std::int64_t vocabulary) {
+    embedding_backward_start_kernel(const Count* counts, Count* start, Count* next, std::int64_t vocabulary,
+                                    Frequent* frequent, Totals* totals) {
     __shared__ Count warp_sums[max_warps];
+    if (threadIdx.x == 0) *totals = {};
     const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = static_cast<int>(threadIdx.x) % warp_lanes;
     Count before = 0;  // counts of all ids before this tile
     for (std::int64_t first = 0; first < vocabulary; first += scan_threads * counts_per_thread) {
@@ -94,6 +107,12 @@ __global__ void __launch_bounds__(scan_threads)
         }
         for (int i = 0; i < counts_per_thread && mine + i < vocabulary; ++i) {
             start[mine + i] = next[mine + i] = place;
+            if (count[i] > threads) {
+                const Count sums = (count[i] + rows_per_sum - 1) / rows_per_sum;
+                frequent[atomicAdd(&totals->ids, Count{1})] = {mine + i, static_cast<std::int64_t>(place),
+                                                               static_cast<std::int64_t>(count[i]),
+                                                               atomicAdd(&totals->sums, sums)};
+            }
             place += count[i];
         }
     }
@@ -108,73 +127,131 @@ __global__ void embedding_backward_place_kernel(const std::int64_t* ids, Count* 
     if (id >= 0 && id < vocabulary) order[atomicAdd(next + id, Count{1})] = row;
 }
 
-template <class Storage, bool aligned>
-__global__ void __launch_bounds__(threads)
-    embedding_backward_kernel(const Storage* grad_out, const std::int64_t* ids, const Count* start,
-                              const std::int64_t* order, Storage* grad_table, std::int64_t rows, std::int64_t width) {
-    constexpr int vector = pack_elements<Storage>;
-    __shared__ std::int64_t positions[positions_at_once];
-    __shared__ std::int64_t unordered[threads];
-    __shared__ int found_by_warp[threads / warp_lanes];
-    const std::int64_t id = blockIdx.x;
-    const std::int64_t column = (std::int64_t{blockIdx.y} * threads + threadIdx.x) * vector;
-    const auto first = static_cast<std::int64_t>(start[id]);
-    const std::int64_t count = static_cast<std::int64_t>(start[id + 1]) - first;
+constexpr int ids_per_thread = 4;
 
-    Floats<vector> total = {}, sum = {};
-    std::int64_t added = 0;
-    // Adds the rows at the first `filled` of `positions`.
-    const auto add = [&](int filled) {
-        if (column >= width) return;
-#pragma unroll 4
-        for (int p = 0; p < filled; ++p, ++added) {
-            const auto row = load<aligned, vector>(grad_out + positions[p] * width + column, width - column);
-            const bool begins = added % rows_per_sum == 0;
+// A block of scan_threads for each frequent id: its positions in order, and of each of its sums whose it is.
+__global__ void __launch_bounds__(scan_threads)
+    embedding_backward_order_kernel(const std::int64_t* ids, std::int64_t rows, const Frequent* frequent,
+                                    const Totals* totals, std::int64_t* order, unsigned* owners) {
+    __shared__ int found_by_warp[max_warps];
+    if (blockIdx.x >= totals->ids) return;
+    const Frequent own = frequent[blockIdx.x];
+    const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = static_cast<int>(threadIdx.x) % warp_lanes;
+    for (std::int64_t i = threadIdx.x; i * rows_per_sum < own.count; i += scan_threads) {
+        owners[own.first_sum + static_cast<Count>(i)] = blockIdx.x;
+    }
+    std::int64_t place = own.first;
+    for (std::int64_t first = 0; first < rows; first += scan_threads * ids_per_thread) {
+        const std::int64_t mine = first + std::int64_t{threadIdx.x} * ids_per_thread;
+        unsigned found = 0;
 #pragma unroll
-            for (int j = 0; j < vector; ++j) {
-                if (begins) total.value[j] += sum.value[j];
-                sum.value[j] = begins ? row.value[j] : sum.value[j] + row.value[j];
-            }
+        for (int i = 0; i < ids_per_thread; ++i) {
+            found |= (mine + i < rows && ids[mine + i] == own.id ? 1u : 0u) << i;
         }
-    };
-
-    if (count <= threads) {
-        const std::int64_t mine = threadIdx.x < count ? order[first + threadIdx.x] : 0;
-        unordered[threadIdx.x] = mine;
-        __syncthreads();
-        if (threadIdx.x < count) {
-            int rank = 0;
-            for (int other = 0; other < count; ++other) rank += unordered[other] < mine;
-            positions[rank] = mine;
+        int up_to = __popc(found);  // of the warp's lanes up to this one
+        for (int distance = 1; distance < warp_lanes; distance *= 2) {
+            const int other = __shfl_up_sync(all_lanes, up_to, static_cast<unsigned>(distance));
+            if (lane >= distance) up_to += other;
         }
+        __syncthreads();  // the last numbers have been read
+        if (lane == warp_lanes - 1) found_by_warp[warp] = up_to;
         __syncthreads();
-        add(static_cast<int>(count));
-    } else {
-        const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = static_cast<int>(threadIdx.x) % warp_lanes;
-        for (std::int64_t next = 0; next < rows;) {
-            int filled = 0;
-            for (; next < rows && filled + threads <= positions_at_once; next += threads) {
-                const std::int64_t row = next + threadIdx.x;
-                const bool found = row < rows && ids[row] == id;
-                const unsigned lanes = __ballot_sync(all_lanes, found);
-                __syncthreads();  // the last numbers, and before them the last positions, have been read
-                if (lane == 0) found_by_warp[warp] = __popc(lanes);
-                __syncthreads();
-                int place = filled + __popc(lanes & ((1u << lane) - 1));
-                for (int w = 0; w < threads / warp_lanes; ++w) {
-                    if (w < warp) place += found_by_warp[w];
-                    filled += found_by_warp[w];
-                }
-                if (found) positions[place] = row;
-            }
-            __syncthreads();
-            add(filled);
+        std::int64_t next = place + up_to - __popc(found);
+        for (int w = 0; w < max_warps; ++w) {
+            if (w < warp) next += found_by_warp[w];
+            place += found_by_warp[w];
+        }
+        for (int i = 0; i < ids_per_thread; ++i) {
+            if (found >> i & 1) order[next++] = mine + i;
         }
     }
-    if (column >= width) return;
+}
+
+// This thread's columns of the rows of grad_out at `count` positions, added up in order.
+template <class Storage, bool aligned, int vector = pack_elements<Storage>>
+__device__ Floats<vector> sum_at(const Storage* grad_out, const std::int64_t* positions, int count, std::int64_t width,
+                                 std::int64_t column) {
+    Floats<vector> sum = {};
+#pragma unroll 4
+    for (int p = 0; p < count; ++p) {
+        const auto row = load<aligned, vector>(grad_out + positions[p] * width + column, width - column);
+#pragma unroll
+        for (int j = 0; j < vector; ++j) sum.value[j] = p == 0 ? row.value[j] : sum.value[j] + row.value[j];
+    }
+    return sum;
+}
+
+template <int vector>
+__device__ void add(Floats<vector>& total, const Floats<vector>& sum) {
 #pragma unroll
     for (int j = 0; j < vector; ++j) total.value[j] += sum.value[j];
+}
+
+template <class Storage>
+__device__ std::int64_t own_column() {
+    return (std::int64_t{blockIdx.y} * threads + threadIdx.x) * pack_elements<Storage>;
+}
+
+template <class Storage, bool aligned>
+__global__ void __launch_bounds__(threads)
+    embedding_backward_kernel(const Storage* grad_out, const Count* start, const std::int64_t* order,
+                              Storage* grad_table, std::int64_t width) {
+    __shared__ std::int64_t positions[threads], unordered[threads];
+    const std::int64_t id = blockIdx.x;
+    const std::int64_t column = own_column<Storage>();
+    const auto first = static_cast<std::int64_t>(start[id]);
+    const std::int64_t count = static_cast<std::int64_t>(start[id + 1]) - first;
+    if (count > threads) return;  // frequent
+
+    const std::int64_t mine = threadIdx.x < count ? order[first + threadIdx.x] : 0;
+    unordered[threadIdx.x] = mine;
+    __syncthreads();
+    if (threadIdx.x < count) {
+        int rank = 0;
+        for (int other = 0; other < count; ++other) rank += unordered[other] < mine;
+        positions[rank] = mine;
+    }
+    __syncthreads();
+    if (column >= width) return;
+    Floats<pack_elements<Storage>> total = {};
+    for (int begin = 0; begin < count; begin += rows_per_sum) {
+        const int left = static_cast<int>(count) - begin;
+        add(total, sum_at<Storage, aligned>(grad_out, positions + begin, left < rows_per_sum ? left : rows_per_sum,
+                                            width, column));
+    }
     store<aligned>(grad_table + id * width + column, total, width - column);
+}
+
+// sums (listed, width)
+template <class Storage, bool aligned>
+__global__ void __launch_bounds__(threads)
+    embedding_backward_frequent_kernel(const Storage* grad_out, const std::int64_t* order, const Frequent* frequent,
+                                       const Totals* totals, const unsigned* owners, float* sums, std::int64_t width) {
+    const std::int64_t column = own_column<Storage>();
+    if (blockIdx.x >= totals->sums || column >= width) return;
+    const Frequent& own = frequent[owners[blockIdx.x]];
+    const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x - own.first_sum) * rows_per_sum;
+    const std::int64_t left = own.count - begin;
+    const auto sum =
+        sum_at<Storage, aligned>(grad_out, order + own.first + begin,
+                                 static_cast<int>(left < rows_per_sum ? left : rows_per_sum), width, column);
+    store<aligned>(sums + blockIdx.x * width + column, sum, width - column);
+}
+
+template <class Storage, bool aligned>
+__global__ void __launch_bounds__(threads)
+    embedding_backward_total_kernel(const Frequent* frequent, const Totals* totals, const float* sums,
+                                    Storage* grad_table, std::int64_t width) {
+    constexpr int vector = pack_elements<Storage>;
+    const std::int64_t column = own_column<Storage>();
+    if (blockIdx.x >= totals->ids || column >= width) return;
+    const Frequent& own = frequent[blockIdx.x];
+    const float* from = sums + static_cast<std::int64_t>(own.first_sum) * width + column;
+    Floats<vector> total = {};
+    for (std::int64_t begin = 0; begin < own.count; begin += rows_per_sum, from += width) {
+        add(total, load<aligned, vector>(from, width - column));
+    }
+    store<aligned>(grad_table + own.id * width + column, total, width - column);
 }
 
 unsigned blocks_of(std::int64_t count) {
@@ -207,26 +284,43 @@ void embedding_backward(const embedding::Backward& a) {
     Count* const next = counts + a.vocabulary;
     Count* const start = next + a.vocabulary;
     const auto* ids = pointer<std::int64_t>(a.ids);
+    // As many as there may be.
+    const std::int64_t most_ids = a.rows / (threads + 1);
+    const std::int64_t most_sums = most_ids == 0 ? 0 : divide_up(a.rows, rows_per_sum) + most_ids;
+    auto* const frequent = scratch<Frequent>(static_cast<std::size_t>(most_ids));
+    auto* const owners = scratch<unsigned>(static_cast<std::size_t>(most_sums));
+    auto* const sums = scratch<float>(static_cast<std::size_t>(most_sums * a.width));
+    auto* const totals = scratch<Totals>(1);
     launch(embedding_backward_zero_kernel, {.grid = blocks_of(a.vocabulary), .block = threads}, counts, a.vocabulary);
     launch(embedding_backward_count_kernel, {.grid = blocks_of(a.rows), .block = threads}, ids, counts, a.rows,
            a.vocabulary);
-    launch(embedding_backward_start_kernel, {.grid = 1, .block = scan_threads}, counts, start, next, a.vocabulary);
+    launch(embedding_backward_start_kernel, {.grid = 1, .block = scan_threads}, counts, start, next, a.vocabulary,
+           frequent, totals);
     launch(embedding_backward_place_kernel, {.grid = blocks_of(a.rows), .block = threads}, ids, next, order, a.rows,
            a.vocabulary);
+    launch(embedding_backward_order_kernel, {.grid = static_cast<unsigned>(most_ids), .block = scan_threads}, ids,
+           a.rows, frequent, totals, order, owners);
     with_storage(a.grad_out.dtype, [&](auto storage) {
         using Storage = decltype(storage);
-        constexpr int columns = threads * pack_elements<Storage>;
-        const auto run = [&](auto kernel) {
-            launch(
-                kernel,
-                {.grid = dim3(static_cast<unsigned>(a.vocabulary), static_cast<unsigned>(divide_up(a.width, columns))),
-                 .block = threads},
-                pointer<Storage>(a.grad_out), ids, start, order, pointer<Storage>(a.grad_table), a.rows, a.width);
+        const std::int64_t columns = divide_up(a.width, threads * pack_elements<Storage>);
+        const auto shape = [&](std::int64_t blocks) {
+            return Launch{.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(columns)),
+                          .block = threads};
         };
-        if (in_packs(pack_elements<Storage>, a.width, {a.grad_out.data, a.grad_table.data})) {
-            run(embedding_backward_kernel<Storage, true>);
+        const auto* const grad_out = pointer<Storage>(a.grad_out);
+        auto* const grad_table = pointer<Storage>(a.grad_table);
+        const auto run = [&](auto aligned) {
+            launch(embedding_backward_kernel<Storage, aligned()>, shape(a.vocabulary), grad_out, start, order,
+                   grad_table, a.width);
+            launch(embedding_backward_frequent_kernel<Storage, aligned()>, shape(most_sums), grad_out, order, frequent,
+                   totals, owners, sums, a.width);
+            launch(embedding_backward_total_kernel<Storage, aligned()>, shape(most_ids), frequent, totals, sums,
+                   grad_table, a.width);
+        };
+        if (in_packs(pack_elements<Storage>, a.width, {grad_out, grad_table})) {
+            run(std::true_type{});
         } else {
-            run(embedding_backward_kernel<Storage, false>);
+            run(std::false_type{});
         }
     });
 }
