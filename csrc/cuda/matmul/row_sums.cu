@@ -1,13 +1,15 @@
 // Sums over rows, for gradients of biases, and over the parts that a long sum was cut into.
 //
 // g = grad_out · activation'(pre_activation) (rows, width), sums[j] = Σ_i g[i, j]. A block owns 128 columns of a group
-// of 256 rows: each of 8 warps adds up every eighth row, a lane 4 columns, then the warps' sums are added in order, and
-// the groups' sums by a second kernel. So what is added to what depends on the number of rows alone, and the error
-// grows with its logarithm. The floor is reading grad_out and pre_activation once, and writing g once.
+// of 64 rows, so that a few hundred rows keep many blocks busy: each of 8 warps adds up every eighth row, a lane 4
+// columns, then the warps' sums are added in order, and the groups' sums by a second kernel, 16 side by side. So what
+// is added to what depends on the number of rows alone, and the error grows with its logarithm. The floor is reading
+// grad_out and pre_activation once, and writing g once.
 #include "cuda/launch.h"
 #include "cuda/matmul/activation.cuh"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
+#include "cuda/tiles/column_sums.cuh"
 #include "cuda/tiles/pack.cuh"
 #include "cuda/tiles/reduce.cuh"
 
@@ -17,7 +19,7 @@ namespace {
 constexpr int warps = 8;
 constexpr int threads = warps * warp_lanes;
 constexpr int columns_of_block = warp_lanes * 4;
-constexpr std::int64_t rows_of_group = 256;
+constexpr std::int64_t rows_of_group = 64;
 constexpr std::int64_t parts_per_sum = 32;
 
 struct Parameters {
@@ -135,7 +137,8 @@ void sum_rows(const RowSums& s) {
             }
         });
     });
-    if (has_sums) add_parts(sums, groups, s.width, s.sums, s.dtype, s.add);
+    if (has_sums)
+        with_pointer(s.sums, s.dtype, [&](auto* to) { column_sums(sums, groups, s.width, s.width, to, s.add); });
 }
 
 }  // namespace pygpt::cuda

@@ -11,11 +11,11 @@ namespace pygpt::cuda {
 
 constexpr int group_slices = 16;  // of the groups, added side by side and then in order
 
-// out[column] = Σ_group partial[group · stride + column]
+// out[column] = Σ_group partial[group · stride + column], onto what is there if `add`.
 template <class Storage>
 __global__ void __launch_bounds__(warp_lanes* group_slices)
-    column_sums_kernel(const float* partial, Storage* out, std::int64_t groups, std::int64_t stride,
-                       std::int64_t width) {
+    column_sums_kernel(const float* partial, Storage* out, std::int64_t groups, std::int64_t stride, std::int64_t width,
+                       bool add) {
     __shared__ float sums[group_slices][warp_lanes];
     const std::int64_t column = std::int64_t{blockIdx.x} * warp_lanes + threadIdx.x;
     float sum = 0;
@@ -28,14 +28,15 @@ __global__ void __launch_bounds__(warp_lanes* group_slices)
     __syncthreads();
     if (threadIdx.y > 0 || column >= width) return;
     for (int slice = 1; slice < group_slices; ++slice) sum += sums[slice][threadIdx.x];
-    out[column] = from_float<Storage>(sum);
+    out[column] = from_float<Storage>(add ? to_float(out[column]) + sum : sum);
 }
 
 template <class Storage>
-void column_sums(const float* partial, std::int64_t groups, std::int64_t stride, std::int64_t width, Storage* out) {
+void column_sums(const float* partial, std::int64_t groups, std::int64_t stride, std::int64_t width, Storage* out,
+                 bool add = false) {
     launch(column_sums_kernel<Storage>,
            {.grid = static_cast<unsigned>(divide_up(width, warp_lanes)), .block = dim3(warp_lanes, group_slices)},
-           partial, out, groups, stride, width);
+           partial, out, groups, stride, width, add);
 }
 
 }  // namespace pygpt::cuda
