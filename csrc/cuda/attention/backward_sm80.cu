@@ -119,19 +119,18 @@ __global__ void __launch_bounds__(T::threads, 1)
     extern __shared__ __align__(128) unsigned char shared_bytes[];
     auto& shared = *reinterpret_cast<RowsOwnShared<T>*>(shared_bytes);
     const auto& p = a.gradients.p;
-    const Work work = a.tiling.work(blockIdx.x);
-    if (work.none) return;
-    const Sequence sequence = p.keys.sequence(work.sequence);
-    const Rows all_rows{sequence, work.kv_head * p.group, p.group};
-    const RowTile rows(all_rows, work.tile * T::own, T::own);
-    if (rows.count <= 0) return;
+    const BlockRows block(p, a.tiling, blockIdx.x);
+    if (!block.any()) return;
+    const Sequence& sequence = block.sequence;
+    const RowTile& rows = block.rows;
     const int warp_row = static_cast<int>(threadIdx.x) / warp_lanes * fragment_rows;
 
     const TileKeys seen(p.keys, sequence, rows);
     const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor, int base, int begin) {
         load_tile<std::remove_reference_t<decltype(tile)>, T::threads, Storage>(
             tile, tensor.in_chunks, p.D, begin, seen.any.end - base,
-            KeyVector<const Storage>{tensor.at(sequence.batch, sequence.keys.begin + base, work.kv_head), tensor.time});
+            KeyVector<const Storage>{tensor.at(sequence.batch, sequence.keys.begin + base, block.kv_head),
+                                     tensor.time});
         ptx::cp_async_commit();
     };
     const auto load_rows_of = [&](auto& tile, const Vectors<const Storage>& tensor) {
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(T::threads, 1)
         if (more) load_keys(shared.v, p.v, base + T::others, 0);
         if (p.scores.drops) {
             // The key is read for each tile: what philox makes of it alone would take registers all the time.
-            const std::uint64_t dropout = dropout_key(p.scores, work.sequence);
+            const std::uint64_t dropout = dropout_key(p.scores, block.in_sequence);
             const Kept<1, T::others / block_columns> kept(p.scores, dropout, shared.facts, warp_row, base);
             drop(grad, p.scores.kept, kept);
         }

@@ -39,18 +39,16 @@ __global__ void __launch_bounds__(T::threads, 1)
     extern __shared__ __align__(128) unsigned char shared_bytes[];
     auto& shared = *reinterpret_cast<ForwardShared<T>*>(shared_bytes);
     const auto& p = a.p;
-    const Work work = a.tiling.work(blockIdx.x);
-    if (work.none) return;
-    const Sequence sequence = p.keys.sequence(work.sequence);
-    const Rows all_rows{sequence, work.kv_head * p.group, p.group};
-    const RowTile rows(all_rows, work.tile * T::rows, T::rows);
-    if (rows.count <= 0) return;
+    const BlockRows own(p, a.tiling, blockIdx.x);
+    if (!own.any()) return;
+    const Sequence& sequence = own.sequence;
+    const RowTile& rows = own.rows;
     const int warp_row = static_cast<int>(threadIdx.x) / warp_lanes * T::fragments * fragment_rows;
     const int lane = static_cast<int>(threadIdx.x) % warp_lanes;
 
     const TileKeys seen(p.keys, sequence, rows);
-    const Storage* const first_k = p.k.at(sequence.batch, sequence.keys.begin, work.kv_head);
-    const Storage* const first_v = p.v.at(sequence.batch, sequence.keys.begin, work.kv_head);
+    const Storage* const first_k = p.k.at(sequence.batch, sequence.keys.begin, own.kv_head);
+    const Storage* const first_v = p.v.at(sequence.batch, sequence.keys.begin, own.kv_head);
     const auto load_keys = [&](auto& tile, const Vectors<const Storage>& tensor, const Storage* first, int base,
                                int begin) {
         load_tile<std::remove_reference_t<decltype(tile)>, T::threads, Storage>(
@@ -67,7 +65,7 @@ __global__ void __launch_bounds__(T::threads, 1)
         const int real = row < rows.count ? row : rows.count - 1;
         shared.facts[row] = facts_of(p, sequence, rows.query_of(real), rows.head_of(real));
     }
-    if (threadIdx.x == 0) shared.dropout = dropout_key(p.scores, work.sequence);
+    if (threadIdx.x == 0) shared.dropout = dropout_key(p.scores, own.in_sequence);
 
     OnlineSoftmax<T::fragments> softmax;
     Accumulators<T::fragments, T::head_dim / block_columns> out;
@@ -143,12 +141,10 @@ __global__ void __launch_bounds__(T::threads, 1)
     extern __shared__ __align__(128) unsigned char shared_bytes[];
     auto& shared = *reinterpret_cast<WeightsShared<T>*>(shared_bytes);
     const auto& p = a.p;
-    const Work work = a.tiling.work(blockIdx.x);
-    if (work.none) return;
-    const Sequence sequence = p.keys.sequence(work.sequence);
-    const Rows all_rows{sequence, work.kv_head * p.group, p.group};
-    const RowTile rows(all_rows, work.tile * T::own, T::own);
-    if (rows.count <= 0) return;
+    const BlockRows own(p, a.tiling, blockIdx.x);
+    if (!own.any()) return;
+    const Sequence& sequence = own.sequence;
+    const RowTile& rows = own.rows;
     const int warp_row = static_cast<int>(threadIdx.x) / warp_lanes * fragment_rows;
     const TileKeys seen(p.keys, sequence, rows);
     const auto weights_of = [&](int row) {
@@ -171,7 +167,7 @@ __global__ void __launch_bounds__(T::threads, 1)
     for (; base < seen.any.end; base += T::others) {
         load_tile<decltype(shared.k), T::threads, Storage>(
             shared.k, p.k.in_chunks, p.D, seen.any.begin - base, seen.any.end - base,
-            KeyVector<const Storage>{p.k.at(sequence.batch, sequence.keys.begin + base, work.kv_head), p.k.time});
+            KeyVector<const Storage>{p.k.at(sequence.batch, sequence.keys.begin + base, own.kv_head), p.k.time});
         ptx::cp_async_commit();
         ptx::cp_async_wait<0>();
         __syncthreads();

@@ -85,7 +85,7 @@ __device__ void load_tile(Tile& tile, bool in_chunks, int D, int begin, int end,
             if constexpr (!steps) {
                 if (exists) at = vector(row) + chunk * Tile::chunk_elements;
             }
-            ptx::cp_async<chunk_bytes>(to + Tile::offset(0, row, chunk), at, exists);
+            ptx::cp_async(to + Tile::offset(0, row, chunk), at, exists);
             if constexpr (steps) at += threads / Tile::chunks * vector.stride;
         }
         return;

@@ -23,6 +23,7 @@
 #include "cuda/matmul/epilogue.cuh"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
+#include "cuda/ptx/cp_async.cuh"
 #include "cuda/tiles/fragments.cuh"
 #include "cuda/tiles/pack.cuh"
 #include "cuda/tiles/reduce.cuh"
@@ -96,8 +97,7 @@ class Copies {
 #pragma unroll
         for (int i = 0; i < pieces; ++i) {
             const bool exists = exists_ >> i & 1 && k_ + (across ? i * row_step : 0) < k_left;
-            ptx::cp_async<chunk_bytes>(tile + offset_ + i * row_step * Tile::row_bytes, from_ + i * row_step * pitch_,
-                                       exists);
+            ptx::cp_async(tile + offset_ + i * row_step * Tile::row_bytes, from_ + i * row_step * pitch_, exists);
         }
         from_ += across ? Tile::rows * pitch_ : Tile::columns;
     }

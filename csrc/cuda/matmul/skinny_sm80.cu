@@ -1,8 +1,7 @@
 // Products with few rows, for decoding.        a (M, K) · bᵀ, b (N, K): weights, read once for 64 rows -> out (M, N)
 //
-// 2·M·N·K operations on N·K weights: at M = 1 one multiply-add for each weight, at 64 still fewer than the 150 and more
-// operations a byte that a card has for 16-bit numbers. So the weights' way from memory is the bound, and everything
-// else is made to hide behind it: N·K·bytes at the rate of memory, from 16 columns on nothing is read twice.
+// 2·M·N·K operations on N·K weights: in 16 bits M operations a byte, where a card has 150 and more for each byte that
+// it reads. So the weights' way from memory is the bound, and all else is made to hide behind it.
 //
 // A block owns 16 columns of `out`, 16 rows of b, for up to 64 rows of a. Its 8 warps walk over K side by side, 64
 // bytes of each row of b a step, and so all K of the 16 rows passes by in the order it lies in memory. A lane loads 16

@@ -9,20 +9,12 @@
 
 namespace pygpt::cuda::ptx {
 
-// cp.async of `bytes`: 4, 8, or 16, which go past the L1 cache. Both addresses are multiples of `bytes`. Without
-// `exists` zeros are written, and `from` is not read.
-template <int bytes>
+// cp.async.cg of 16 bytes, past the L1 cache. Both addresses are multiples of 16. Without `exists` zeros are written,
+// and `from` is not read.
 __device__ inline void cp_async(std::uint32_t to_shared, const void* from, bool exists) {
-    static_assert(bytes == 4 || bytes == 8 || bytes == 16);
-    const int source_bytes = exists ? bytes : 0;
-    if constexpr (bytes == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to_shared), "l"(from), "r"(source_bytes)
-                     : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to_shared), "l"(from), "r"(source_bytes),
-                     "n"(bytes)
-                     : "memory");
-    }
+    const int source_bytes = exists ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to_shared), "l"(from), "r"(source_bytes)
+                 : "memory");
 }
 
 // cp.async.commit_group: closes this thread's copies since the last one into a group, which may be empty.

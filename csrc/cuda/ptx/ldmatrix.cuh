@@ -11,39 +11,10 @@
 
 namespace pygpt::cuda::ptx {
 
-// ldmatrix.x1
-__device__ inline void ldmatrix(std::uint32_t (&to)[1], std::uint32_t row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(row_address) : "memory");
-}
-
-// ldmatrix.x2
-__device__ inline void ldmatrix(std::uint32_t (&to)[2], std::uint32_t row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(to[0]), "=r"(to[1])
-                 : "r"(row_address)
-                 : "memory");
-}
-
 // ldmatrix.x4
 __device__ inline void ldmatrix(std::uint32_t (&to)[4], std::uint32_t row_address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(row_address)
-                 : "memory");
-}
-
-// ldmatrix.x1.trans
-__device__ inline void ldmatrix_transposed(std::uint32_t (&to)[1], std::uint32_t row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(to[0])
-                 : "r"(row_address)
-                 : "memory");
-}
-
-// ldmatrix.x2.trans
-__device__ inline void ldmatrix_transposed(std::uint32_t (&to)[2], std::uint32_t row_address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(to[0]), "=r"(to[1])
                  : "r"(row_address)
                  : "memory");
 }

@@ -6,10 +6,6 @@
 //   a[0]: row g,     k 2q, 2q + 1     a[1]: row g + 8, k 2q, 2q + 1     a[2], a[3]: the same rows, k + 8
 //   b0: column g,    k 2q, 2q + 1     b1: column g,    k 2q + 8, 2q + 9
 //   d[0], d[1]: row g, columns 2q, 2q + 1                               d[2], d[3]: row g + 8
-//
-// and for m16n8k8 of tf32 (an element to a register, the same accumulators):
-//
-//   a[0]: row g, k q    a[1]: row g + 8, k q    a[2], a[3]: the same rows, k + 4      b0, b1: column g, k q, q + 4
 #ifndef PYGPT_CUDA_PTX_MMA_CUH
 #define PYGPT_CUDA_PTX_MMA_CUH
 
@@ -37,15 +33,6 @@ template <>
 __device__ inline void mma_m16n8k16<__half>(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                             std::uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// mma.m16n8k8 of tf32: float32 registers of which 10 bits of the mantissa count.
-__device__ inline void mma_m16n8k8_tf32(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                        std::uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

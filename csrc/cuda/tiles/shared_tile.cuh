@@ -6,7 +6,6 @@
 
 #include <cstdint>
 
-#include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/shared_address.cuh"
 
 namespace pygpt::cuda {
@@ -38,25 +37,6 @@ struct SharedTile {
 
     __device__ std::uint32_t address() const { return ptx::shared_address(bytes); }
 };
-
-// Starts copies of a tile from (rows, pitch) elements in global memory at `from`, by `threads` threads together. Rows
-// from `rows_left` and columns from `columns_left` on become zeros. `from` and `pitch` are multiples of 16 bytes;
-// of a chunk that begins before `columns_left` all is read.
-template <class Tile, int threads>
-__device__ void copy_async(std::uint32_t tile, const typename Tile::Storage* from, std::int64_t pitch,
-                           std::int64_t rows_left, std::int64_t columns_left, int thread) {
-    constexpr int pieces = Tile::rows * Tile::chunks;
-#pragma unroll
-    for (int first = 0; first < pieces; first += threads) {
-        const int piece = first + thread;
-        if (pieces % threads != 0 && piece >= pieces) break;
-        const int row = piece / Tile::chunks;
-        const int chunk = piece % Tile::chunks;
-        ptx::cp_async<chunk_bytes>(tile + Tile::offset(0, row, chunk),
-                                   from + row * pitch + chunk * Tile::chunk_elements,
-                                   row < rows_left && chunk * Tile::chunk_elements < columns_left);
-    }
-}
 
 }  // namespace pygpt::cuda
 
