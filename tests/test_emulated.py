@@ -315,3 +315,22 @@ def test_every_sector_that_moves_is_used(kernel, dtype):
             for line in launch["lines"]
             if line["global_sectors"] > line["global_ideal"]
         ]
+
+
+@needs_the_module
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rows_of_layer_norm_backward_use_every_sector(dtype):
+    """By the difference of two numbers of rows: a group of rows also leaves a row of sums, half a sector at a time."""
+    program = f"""
+import torch
+from pygpt import ops
+from pygpt.extension import C
+C.emulator.set_option("count", "1")
+for rows in (6, 12):
+    x, w = torch.randn(rows, 768).to(torch.{dtype}), torch.randn(768).to(torch.{dtype})
+    torch.autograd.backward(ops.layer_norm(x.requires_grad_(), w, w), x.detach())
+print(C.emulator.take_counts())
+"""
+    few, more = (x for x in json.loads(output(program, "80")) if "layer_norm_backward_kernel" in x["kernel"])
+    sectors, ideal = (more[what] - few[what] for what in ("global_sectors", "global_ideal"))
+    assert 0 < sectors <= ideal

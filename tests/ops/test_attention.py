@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from tests.support import (
     strided,
     unaligned,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def draw_qkv(generator, batch=2, q_time=5, k_time=7, heads=2, kv_heads=2, head_dim=8, dtype=torch.float32):
@@ -411,19 +414,24 @@ def test_few_queries_read_each_key_once_in_whole_sectors_without_conflicts(imple
 
 
 @pytest.mark.skipif(EMULATED is None, reason="only the emulated device counts")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_operands_of_tensor_cores_have_no_bank_conflicts(implementation, generator, head_dim):
-    q, k, v = draw_qkv(generator, 1, 128, 128, 1, 1, head_dim, torch.bfloat16)
+def test_operands_of_products_have_no_bank_conflicts(implementation, generator, head_dim, dtype):
+    q, k, v = draw_qkv(generator, 1, 128, 128, 1, 1, head_dim, dtype)
     C.emulator.set_option("count", "1")
     try:
         all_results(q, k, v, causal=True)
         launches = json.loads(C.emulator.take_counts())
     finally:
         C.emulator.set_option("count", "0")
+    source = (ROOT / "csrc/cuda/attention/products.cuh").read_text().splitlines()
+    first_of_epilogue = next(i for i, line in enumerate(source, start=1) if "void put_rows(" in line)
     checked = set()
     for launch in launches:
         for line in launch["lines"]:
-            if "ldmatrix.cuh" in line["line"] or "cp_async.cuh" in line["line"]:
+            file, _, number = line["line"].rpartition(":")
+            in_a_product = file.endswith("products.cuh") and int(number) < first_of_epilogue
+            if in_a_product or file.endswith(("ldmatrix.cuh", "cp_async.cuh")):
                 assert line["shared_wavefronts"] == line["shared_ideal"], (launch["kernel"], line)
                 checked.add(launch["kernel"])
     assert len(checked) == 3, "forward, gradients of queries, gradients of keys"

@@ -224,6 +224,28 @@ def test_the_product_has_no_bank_conflict_in_its_loop_and_uses_whole_sectors(imp
             assert long["global_sectors"] == long["global_ideal"], f"{run.__name__}, {dtype}"
 
 
+@pytest.mark.skipif(not EMULATED, reason="counts are the emulated device's")
+def test_what_follows_a_product_uses_whole_sectors(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        x, weight, bias = (normal(generator, *shape, dtype=dtype) for shape in ((128, 64), (256, 64), (256,)))
+        tensors = x, weight, bias, normal(generator, 128, 256, dtype=dtype)
+        kept, out = torch.empty_like(tensors[3]), torch.empty_like(tensors[3])
+        counts = counts_of_product(
+            lambda t=tensors, o=(out, kept): C.linear_forward(*t[:2], None, t[2], "gelu", t[3], *o, False)
+        )
+        assert counts["global_sectors"] == counts["global_ideal"], f"forward, {dtype}"
+        w_out = weight.T.contiguous()
+        C.emulator.set_option("count", "1")
+        try:
+            C.feed_forward_backward(x, x, weight, w_out, kept, "gelu", None, None, None, torch.empty_like(w_out), None)
+            products = [c for c in json.loads(C.emulator.take_counts()) if "product" in c["kernel"]]
+        finally:
+            C.emulator.set_option("count", "0")
+        assert len(products) == 2
+        for counts in products:  # the first reads what was kept, and writes two results
+            assert counts["global_sectors"] <= counts["global_ideal"], f"backward, {dtype}"
+
+
 @pytest.mark.decode
 @pytest.mark.parametrize(
     "inputs, outputs, activation", [(67, 33, "gelu"), (0, 5, None), (1100, 48, "relu"), (8, 1, None)]
