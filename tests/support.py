@@ -55,6 +55,8 @@ def smaller(count: int, emulated: int) -> int:
 
 def dtypes_of(implementation: str) -> tuple[torch.dtype, ...]:
     """The dtypes that an implementation computes with."""
+    if implementation == "cuda_sm90":
+        return torch.bfloat16, torch.float16
     if implementation.startswith("cuda"):
         return torch.float32, torch.bfloat16, torch.float16
     if implementation == "cpu_scalar":

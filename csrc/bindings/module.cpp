@@ -26,8 +26,12 @@ py::list implementations() {
         py::list entries;
         for (const Op::Entry& entry : op->entries()) {
             const bool cuda = build_facts::emulated || std::string_view(entry.name).starts_with("cuda");
-            const Operands plain{DType::float32, {cuda ? DeviceType::cuda : DeviceType::cpu, 0}, true};
-            entries.append(py::make_tuple(entry.name, entry.refuses(plain)));
+            Reason reason;
+            for (DType dtype : {DType::float32, DType::bfloat16}) {  // some entries are for one of them alone
+                reason = entry.refuses({dtype, {cuda ? DeviceType::cuda : DeviceType::cpu, 0}, true});
+                if (reason.empty()) break;
+            }
+            entries.append(py::make_tuple(entry.name, reason));
         }
         out.append(py::make_tuple(op->name(), entries));
     }

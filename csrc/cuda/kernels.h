@@ -32,15 +32,20 @@ namespace pygpt::cuda {
 [[gnu::weak]] void dropout_forward(const dropout::Forward& arguments);
 [[gnu::weak]] void embedding_forward(const embedding::Forward& arguments);
 [[gnu::weak]] void embedding_backward(const embedding::Backward& arguments);
+template <int architecture>
 [[gnu::weak]] void feed_forward_forward(const feed_forward::Forward& arguments);
 [[gnu::weak]] void feed_forward_decode(const feed_forward::Forward& arguments);
+template <int architecture>
 [[gnu::weak]] void feed_forward_backward(const feed_forward::Backward& arguments);
 [[gnu::weak]] void grad_norm_forward(const grad_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
+template <int architecture>
 [[gnu::weak]] void linear_forward(const linear::Forward& arguments);
 [[gnu::weak]] void linear_decode(const linear::Forward& arguments);
+template <int architecture>
 [[gnu::weak]] void linear_backward(const linear::Backward& arguments);
+template <int architecture>
 [[gnu::weak]] void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
 [[gnu::weak]] void sample_forward(const sample::Forward& arguments);
 

@@ -56,6 +56,13 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... a
     }(std::forward<Arguments>(arguments)...);
 }
 
+// Multiprocessors of the call's device.
+inline int multiprocessors() {
+    int count;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, execution().device));
+    return count;
+}
+
 // Zero bytes.
 inline void clear(void* memory, std::size_t bytes) {
     if (bytes > 0) check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(execution().stream)));

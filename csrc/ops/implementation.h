@@ -132,6 +132,14 @@ Reason refuses_decode(const Operands& operands) {
     return reason;
 }
 
+// The same of kernels made of an architecture's matrix instructions for 16-bit numbers.
+template <int architecture>
+Reason refuses_all_but_16_bit(const Operands& operands) {
+    const Reason reason = refuses<architecture>(operands);
+    if (!reason.empty() || operands.dtype != DType::float32) return reason;
+    return "float32 is not rounded for matrix instructions";
+}
+
 }  // namespace cuda
 }  // namespace pygpt
 

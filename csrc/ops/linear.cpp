@@ -13,15 +13,17 @@ using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
     {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::linear_decode},
-    {"cuda_sm80", cuda::refuses<80>, cuda::linear_forward},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::linear_forward<90>},
+    {"cuda_sm80", cuda::refuses<80>, cuda::linear_forward<80>},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::linear_forward<Isa::avx2>},
     {"cpu_scalar", cpu::refuses<Isa::scalar>, cpu::linear_forward<Isa::scalar>},
 };
 const Implementation<Backward> backward_table[] = {
-    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::linear_backward},
-    {"cuda_sm80", cuda::refuses<80>, cuda::linear_backward},
+    {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::linear_backward<80>},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::linear_backward<90>},
+    {"cuda_sm80", cuda::refuses<80>, cuda::linear_backward<80>},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_backward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::linear_backward<Isa::avx2>},

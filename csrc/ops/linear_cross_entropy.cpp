@@ -12,7 +12,8 @@ namespace {
 using cpu::Isa;
 
 const Implementation<Forward> forward_table[] = {
-    {"cuda_sm80", cuda::refuses<80>, cuda::linear_cross_entropy_forward},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::linear_cross_entropy_forward<90>},
+    {"cuda_sm80", cuda::refuses<80>, cuda::linear_cross_entropy_forward<80>},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::linear_cross_entropy_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::linear_cross_entropy_forward<Isa::avx512>},
     {"cpu_avx2", cpu::refuses<Isa::avx2>, cpu::linear_cross_entropy_forward<Isa::avx2>},

@@ -83,7 +83,7 @@ def test_forward_and_gradients_match_the_reference(implementation, generator, ro
 @example(rows=[], sizes=(1, 1, 1), biases=(False, False))
 def test_any_shape(implementation, rows, sizes, biases):
     generator = random_generator()
-    tensors, grad = inputs(generator, rows, *sizes)
+    tensors, grad = inputs(generator, rows, *sizes, dtypes_of(implementation)[0])
     tensors[2], tensors[4] = (t if given else None for t, given in zip((tensors[2], tensors[4]), biases, strict=True))
     ours = run(ops.feed_forward, "gelu_tanh", tensors, grad)
     upcast = [None if t is None else t.double() for t in tensors]

@@ -24,11 +24,15 @@ __global__ void copy_operand_kernel(const From* from, To* to, std::int64_t rows,
     };
     const std::int64_t at = std::int64_t{blockIdx.x} * threads + threadIdx.x;
     const std::int64_t row = at / chunks;
-    if (row >= rows || (row_of && row >= *limit.count - limit.first)) return;
+    const std::int64_t left_rows = row_of ? *limit.count - limit.first : rows;
+    if (row >= rows || row >= zeroed_rows(left_rows)) return;
+    const bool exists = row < left_rows;
     const std::int64_t column = at % chunks * count;
-    const From* source = from + (row_of ? row_of[limit.first + row] : row) * columns + column;
+    const From* source = from + (row_of && exists ? row_of[limit.first + row] : row) * columns + column;
     Chunk chunk;
-    for (int i = 0; i < count; ++i) chunk.value[i] = from_float<To>(column + i < columns ? to_float(source[i]) : 0.0f);
+    for (int i = 0; i < count; ++i) {
+        chunk.value[i] = from_float<To>(exists && column + i < columns ? to_float(source[i]) : 0.0f);
+    }
     reinterpret_cast<Chunk*>(to)[at] = chunk;
 }
 

@@ -1,6 +1,10 @@
 // The matrix product that linear, feed_forward and linear_cross_entropy are made of, and what stands around it.
 //
 //   out = activation(a · b + bias) · slope(z) + residual          a (M, K), b (K, N), out (M, N)
+//
+// There are two: <80> for all dtypes, on every device; <90> for 16-bit numbers on Hopper (product_sm80.cu,
+// product_sm90.cu). The second is weak: a build without machine code for sm_90a lacks it, and the entries that would
+// call it refuse.
 #ifndef PYGPT_CUDA_MATMUL_PRODUCT_H
 #define PYGPT_CUDA_MATMUL_PRODUCT_H
 
@@ -28,7 +32,14 @@ Matrix operand(const TensorView& tensor, std::int64_t rows, std::int64_t columns
 struct Limit {
     const std::int64_t* count = nullptr;
     std::int64_t first = 0;
+    std::int64_t stored = 0;  // rows that there is memory for: fewer than the host says where that is a round number
 };
+
+// Of that many rows over which a sum with a limit goes the operands hold so many more as make up whole steps, zeros
+// all: tensor copies clip at what the host knows alone.
+constexpr std::int64_t zeroed_rows(std::int64_t rows) {
+    return (rows + 63) / 64 * 64;
+}
 
 // Those rows of `tensor` (..., columns) whose indices stand in rows[limit.first] and on, in the tensor's dtype: written
 // to `to`, which has operand_bytes().
@@ -71,13 +82,21 @@ struct Product {
     Matrix a;
     Matrix b;
     std::int64_t M, N, K;
+    std::int64_t part_k = 0;  // unless 0, K is cut into parts of so many, each with an (M, N) of its own in `out`
     Limit m_limit = {};
     Limit k_limit = {};
     Epilogue epilogue;
+
+    std::int64_t parts() const { return part_k == 0 ? 1 : (K + part_k - 1) / part_k; }
 };
 
 // One output element is summed over k in order, by one block, whatever M and N are.
+template <int architecture>
 void product(const Product& p);
+template <>
+void product<80>(const Product& p);
+template <>
+[[gnu::weak]] void product<90>(const Product& p);
 
 // The same of rows_rows, without limits, row_of and slope_at, for few rows: b is read at the rate of memory. Other bits
 // than product()'s, but for any M the same ones.
@@ -96,7 +115,9 @@ struct WeightGradient {
     bool add = false;
     float* parts = nullptr;
 };
+template <int architecture>
 std::int64_t part_floats(const WeightGradient& w);
+template <int architecture>
 void weight_gradient(const WeightGradient& w);
 
 // out[i] = Σ_p parts[p, i], in order of p, onto what is there if `add`; parts (count, elements) in float32.

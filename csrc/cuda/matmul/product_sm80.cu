@@ -382,7 +382,11 @@ void launch_product(const Parameters& parameters, std::int64_t parts) {
            parameters);
 }
 
-void launch_product(const Product& p, std::int64_t part_k, std::int64_t parts) {
+}  // namespace
+
+template <>
+void product<80>(const Product& p) {
+    const std::int64_t parts = p.parts();
     const Epilogue& e = p.epilogue;
     const Parameters parameters{
         .a = p.a,
@@ -392,7 +396,7 @@ void launch_product(const Product& p, std::int64_t part_k, std::int64_t parts) {
         .K = p.K,
         .m_limit = p.m_limit,
         .k_limit = p.k_limit,
-        .part_k = part_k,
+        .part_k = p.part_k == 0 ? p.K : p.part_k,
         .packs = in_packs(e, p.N),
         .epilogue = e,
     };
@@ -407,57 +411,6 @@ void launch_product(const Product& p, std::int64_t part_k, std::int64_t parts) {
                 return launch_product<Traits<Storage, Form::across_across>>(parameters, parts);
         }
     });
-}
-
-// Parts of a weight gradient's sum: enough blocks for a large device where the output has few tiles, each part long
-// enough to be worth its output's traffic.
-constexpr std::int64_t blocks_wanted = 256;
-constexpr std::int64_t least_part_k = 512;
-
-struct Parts {
-    std::int64_t count;
-    std::int64_t k;  // of each but the last
-};
-
-Parts parts_of(const WeightGradient& w) {
-    const std::int64_t tiles = divide_up(w.M, tile_m) * divide_up(w.N, tile_n);
-    const std::int64_t most = std::min(blocks_wanted / std::max<std::int64_t>(1, tiles), w.K / least_part_k);
-    if (most <= 1) return {1, w.K};
-    const std::int64_t k = divide_up(divide_up(w.K, most), least_part_k) * least_part_k;
-    return {divide_up(w.K, k), k};
-}
-
-}  // namespace
-
-void product(const Product& p) {
-    launch_product(p, p.K, 1);
-}
-
-std::int64_t part_floats(const WeightGradient& w) {
-    const Parts parts = parts_of(w);
-    return parts.count == 1 ? 0 : parts.count * w.M * w.N;
-}
-
-void weight_gradient(const WeightGradient& w) {
-    const Parts parts = parts_of(w);
-    Product p{.dtype = w.dtype,
-              .form = Form::across_across,
-              .a = w.a,
-              .b = w.b,
-              .M = w.M,
-              .N = w.N,
-              .K = w.K,
-              .k_limit = w.k_limit,
-              .epilogue = {.out = w.out, .pitch = w.N}};
-    if (parts.count == 1) {
-        if (w.add) p.epilogue.residual = w.out;
-        launch_product(p, parts.k, 1);
-        return;
-    }
-    float* const sums = w.parts ? w.parts : scratch<float>(static_cast<std::size_t>(part_floats(w)));
-    p.epilogue.out = {sums, true};  // (parts, M, N)
-    launch_product(p, parts.k, parts.count);
-    add_parts(sums, parts.count, w.M * w.N, w.out, w.dtype, w.add);
 }
 
 }  // namespace pygpt::cuda

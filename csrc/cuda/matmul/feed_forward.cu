@@ -1,4 +1,5 @@
-// feed_forward, forward and backward: the two products of a transformer's feed-forward part (product.h).
+// feed_forward, forward and backward: the two products of a transformer's feed-forward part (product.h), by those of
+// either architecture.
 //
 // Forward:   z = x · w_inᵀ + b_in                          (M, C) -> (M, hidden), kept for the backward
 //            out = activation(z) · w_outᵀ + b_out          (M, hidden) -> (M, N)
@@ -51,14 +52,16 @@ void forward_by(void (*multiply)(const Product&), const feed_forward::Forward& a
 
 }  // namespace
 
+template <int architecture>
 void feed_forward_forward(const feed_forward::Forward& a) {
-    forward_by(product, a);
+    forward_by(product<architecture>, a);
 }
 
 void feed_forward_decode(const feed_forward::Forward& a) {
     forward_by(skinny_product, a);
 }
 
+template <int architecture>
 void feed_forward_backward(const feed_forward::Backward& a) {
     const DType dtype = a.x.dtype;
     if (a.grad_b_out) {
@@ -73,18 +76,18 @@ void feed_forward_backward(const feed_forward::Backward& a) {
     const TensorView g = scratch_like(a.pre_activation, a.M * a.hidden);
     std::optional<TensorView> activated;
     if (a.grad_w_out) activated = scratch_like(a.pre_activation, a.M * a.hidden);
-    product({.dtype = dtype,
-             .form = Form::rows_across,
-             .a = grad_out,
-             .b = operand(a.w_out, a.N, a.hidden, dtype),
-             .M = a.M,
-             .N = a.hidden,
-             .K = a.N,
-             .epilogue = {.activation = a.activation,
-                          .slope_at = a.pre_activation.data,
-                          .activated = pointer<void>(activated),
-                          .out = either(g),
-                          .pitch = a.hidden}});
+    product<architecture>({.dtype = dtype,
+                           .form = Form::rows_across,
+                           .a = grad_out,
+                           .b = operand(a.w_out, a.N, a.hidden, dtype),
+                           .M = a.M,
+                           .N = a.hidden,
+                           .K = a.N,
+                           .epilogue = {.activation = a.activation,
+                                        .slope_at = a.pre_activation.data,
+                                        .activated = pointer<void>(activated),
+                                        .out = either(g),
+                                        .pitch = a.hidden}});
     if (a.grad_b_in) {
         sum_rows({.dtype = dtype,
                   .grad_out = either(g),
@@ -94,35 +97,40 @@ void feed_forward_backward(const feed_forward::Backward& a) {
                   .sums = either(*a.grad_b_in)});
     }
     if (a.grad_w_out) {
-        weight_gradient({.dtype = dtype,
-                         .a = grad_out,
-                         .b = operand(*activated, a.M, a.hidden, dtype),
-                         .M = a.N,
-                         .N = a.hidden,
-                         .K = a.M,
-                         .out = either(*a.grad_w_out)});
+        weight_gradient<architecture>({.dtype = dtype,
+                                       .a = grad_out,
+                                       .b = operand(*activated, a.M, a.hidden, dtype),
+                                       .M = a.N,
+                                       .N = a.hidden,
+                                       .K = a.M,
+                                       .out = either(*a.grad_w_out)});
     }
     if (!a.grad_x && !a.grad_w_in) return;
     const Matrix gradient = operand(g, a.M, a.hidden, dtype);
     if (a.grad_x) {
-        product({.dtype = dtype,
-                 .form = Form::rows_across,
-                 .a = gradient,
-                 .b = operand(a.w_in, a.hidden, a.C, dtype),
-                 .M = a.M,
-                 .N = a.C,
-                 .K = a.hidden,
-                 .epilogue = {.out = either(*a.grad_x), .pitch = a.C}});
+        product<architecture>({.dtype = dtype,
+                               .form = Form::rows_across,
+                               .a = gradient,
+                               .b = operand(a.w_in, a.hidden, a.C, dtype),
+                               .M = a.M,
+                               .N = a.C,
+                               .K = a.hidden,
+                               .epilogue = {.out = either(*a.grad_x), .pitch = a.C}});
     }
     if (a.grad_w_in) {
-        weight_gradient({.dtype = dtype,
-                         .a = gradient,
-                         .b = operand(a.x, a.M, a.C, dtype),
-                         .M = a.hidden,
-                         .N = a.C,
-                         .K = a.M,
-                         .out = either(*a.grad_w_in)});
+        weight_gradient<architecture>({.dtype = dtype,
+                                       .a = gradient,
+                                       .b = operand(a.x, a.M, a.C, dtype),
+                                       .M = a.hidden,
+                                       .N = a.C,
+                                       .K = a.M,
+                                       .out = either(*a.grad_w_in)});
     }
 }
+
+template void feed_forward_forward<80>(const feed_forward::Forward&);
+template void feed_forward_forward<90>(const feed_forward::Forward&);
+template void feed_forward_backward<80>(const feed_forward::Backward&);
+template void feed_forward_backward<90>(const feed_forward::Backward&);
 
 }  // namespace pygpt::cuda

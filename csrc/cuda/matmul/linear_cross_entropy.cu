@@ -80,7 +80,14 @@ __global__ void __launch_bounds__(softmax_threads)
                   const Counted* counted, std::int64_t first, const std::int64_t* targets, const float* grad_losses,
                   bool has_gradients, float* losses) {
     __shared__ LogSumExp shared[softmax_warps];
-    if (first + blockIdx.x >= counted->count) return;
+    const std::int64_t left_rows = counted->count - first;
+    if (static_cast<std::int64_t>(blockIdx.x) >= left_rows) {
+        if (has_gradients && static_cast<std::int64_t>(blockIdx.x) < zeroed_rows(left_rows)) {
+            auto* const d = reinterpret_cast<Storage*>(logits + blockIdx.x * pitch);
+            for (std::int64_t column = threadIdx.x; column < vocabulary; column += softmax_threads) d[column] = 0;
+        }
+        return;
+    }
     const std::int64_t row = list[first + blockIdx.x];
     const std::int64_t target = targets[row];
     const bool exists = target >= 0 && target < vocabulary;
@@ -127,6 +134,7 @@ __global__ void __launch_bounds__(sum_threads)
 
 }  // namespace
 
+template <int architecture>
 void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
     const DType dtype = a.hidden.dtype;
     const bool mean = a.reduction == Reduction::mean;
@@ -160,7 +168,7 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
         if (blocks > 1 && !weights.out.float32) {
             weights.out = {scratch<float>(static_cast<std::size_t>(a.V * a.C)), true};
         }
-        weights.parts = scratch<float>(static_cast<std::size_t>(part_floats(weights)));
+        weights.parts = scratch<float>(static_cast<std::size_t>(part_floats<architecture>(weights)));
     }
     RowSums biases{.dtype = dtype,
                    .grad_out = {logits, dtype == DType::float32},
@@ -175,17 +183,17 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
     for (std::int64_t block = 0; block < blocks; ++block) {
         const std::int64_t first = block * block_rows;
         const std::int64_t rows = std::min(block_rows, a.M - first);
-        const Limit limit{&counted->count, first};
+        const Limit limit{&counted->count, first, rows};
         const Matrix hidden = gathered(a.hidden, a.C, list, limit, rows, gathered_rows);
-        product({.dtype = dtype,
-                 .form = Form::rows_rows,
-                 .a = hidden,
-                 .b = weight,
-                 .M = rows,
-                 .N = a.V,
-                 .K = a.C,
-                 .m_limit = limit,
-                 .epilogue = {.bias = either(a.bias), .out = {logits, true}, .pitch = pitch}});
+        product<architecture>({.dtype = dtype,
+                               .form = Form::rows_rows,
+                               .a = hidden,
+                               .b = weight,
+                               .M = rows,
+                               .N = a.V,
+                               .K = a.C,
+                               .m_limit = limit,
+                               .epilogue = {.bias = either(a.bias), .out = {logits, true}, .pitch = pitch}});
         with_storage(dtype, [&](auto storage) {
             using Storage = decltype(storage);
             launch(aligned ? losses_kernel<Storage, true> : losses_kernel<Storage, false>,
@@ -193,21 +201,21 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
                    first, targets, pointer<const float>(a.grad_losses), has_gradients, losses);
         });
         if (a.grad_hidden) {
-            product({.dtype = dtype,
-                     .form = Form::rows_across,
-                     .a = d,
-                     .b = weight,
-                     .M = rows,
-                     .N = a.C,
-                     .K = a.V,
-                     .m_limit = limit,
-                     .epilogue = {.out = either(*a.grad_hidden), .pitch = a.C, .row_of = list + first}});
+            product<architecture>({.dtype = dtype,
+                                   .form = Form::rows_across,
+                                   .a = d,
+                                   .b = weight,
+                                   .M = rows,
+                                   .N = a.C,
+                                   .K = a.V,
+                                   .m_limit = limit,
+                                   .epilogue = {.out = either(*a.grad_hidden), .pitch = a.C, .row_of = list + first}});
         }
         if (a.grad_weight) {
             weights.b = hidden;
             weights.k_limit = limit;
             weights.add = block > 0;
-            weight_gradient(weights);
+            weight_gradient<architecture>(weights);
         }
         if (a.grad_bias) {
             biases.limit = limit;
@@ -224,5 +232,8 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
     if (!a.loss || own_losses) return;
     launch(sum_losses_kernel, {.grid = 1, .block = sum_threads}, losses, a.M, mean, counted, pointer<float>(a.loss));
 }
+
+template void linear_cross_entropy_forward<80>(const linear_cross_entropy::Forward&);
+template void linear_cross_entropy_forward<90>(const linear_cross_entropy::Forward&);
 
 }  // namespace pygpt::cuda

@@ -1,4 +1,5 @@
-// linear, forward and backward: three matrix products and what is fused to them (product.h).
+// linear, forward and backward: three matrix products and what is fused to them (product.h), by the products of either
+// architecture.
 //
 // Forward:   out = activation(x · weightᵀ + bias) + residual      (M, K) · (K, N) -> (M, N)
 // Backward:  g = grad_out · activation'(pre_activation)           (M, N)
@@ -33,14 +34,16 @@ void forward_by(void (*multiply)(const Product&), const linear::Forward& a) {
 
 }  // namespace
 
+template <int architecture>
 void linear_forward(const linear::Forward& a) {
-    forward_by(product, a);
+    forward_by(product<architecture>, a);
 }
 
 void linear_decode(const linear::Forward& a) {
     forward_by(skinny_product, a);
 }
 
+template <int architecture>
 void linear_backward(const linear::Backward& a) {
     const DType dtype = a.x.dtype;
     TensorView g = a.grad_out;
@@ -63,24 +66,29 @@ void linear_backward(const linear::Backward& a) {
     if (!a.grad_x && !a.grad_weight) return;
     const Matrix gradient = operand(g, a.M, a.N, dtype);
     if (a.grad_x) {
-        product({.dtype = dtype,
-                 .form = Form::rows_across,
-                 .a = gradient,
-                 .b = operand(a.weight, a.N, a.K, dtype),
-                 .M = a.M,
-                 .N = a.K,
-                 .K = a.N,
-                 .epilogue = {.out = either(*a.grad_x), .pitch = a.K}});
+        product<architecture>({.dtype = dtype,
+                               .form = Form::rows_across,
+                               .a = gradient,
+                               .b = operand(a.weight, a.N, a.K, dtype),
+                               .M = a.M,
+                               .N = a.K,
+                               .K = a.N,
+                               .epilogue = {.out = either(*a.grad_x), .pitch = a.K}});
     }
     if (a.grad_weight) {
-        weight_gradient({.dtype = dtype,
-                         .a = gradient,
-                         .b = operand(a.x, a.M, a.K, dtype),
-                         .M = a.N,
-                         .N = a.K,
-                         .K = a.M,
-                         .out = either(*a.grad_weight)});
+        weight_gradient<architecture>({.dtype = dtype,
+                                       .a = gradient,
+                                       .b = operand(a.x, a.M, a.K, dtype),
+                                       .M = a.N,
+                                       .N = a.K,
+                                       .K = a.M,
+                                       .out = either(*a.grad_weight)});
     }
 }
+
+template void linear_forward<80>(const linear::Forward&);
+template void linear_forward<90>(const linear::Forward&);
+template void linear_backward<80>(const linear::Backward&);
+template void linear_backward<90>(const linear::Backward&);
 
 }  // namespace pygpt::cuda
