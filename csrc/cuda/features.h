@@ -15,6 +15,9 @@ std::string why_not(int architecture, int device);
 // The most shared memory that one block can have there, in bytes.
 std::int64_t shared_memory_bytes(int device);
 
+// How many multiprocessors it has.
+int multiprocessors(int device);
+
 // Copies device memory, as it is after the work so far on the stream of the call (cuda/execution.h), and waits for
 // that.
 void copy_to_host(void* to, const void* from, std::size_t bytes);

@@ -24,8 +24,10 @@ namespace pygpt::cuda {
 [[gnu::weak]] void add_backward(const add::Backward& arguments);
 [[gnu::weak]] void attention_forward(const attention::Forward& arguments);
 [[gnu::weak]] void attention_decode(const attention::Forward& arguments);
+[[gnu::weak]] void attention_forward_sm90(const attention::Forward& arguments);
 [[gnu::weak]] void attention_weights(const attention::Weights& arguments);
 [[gnu::weak]] void attention_backward(const attention::Backward& arguments);
+[[gnu::weak]] void attention_backward_sm90(const attention::Backward& arguments);
 [[gnu::weak]] void attention_bias_backward(const attention::BiasBackward& arguments);
 [[gnu::weak]] void cross_entropy_forward(const cross_entropy::Forward& arguments);
 [[gnu::weak]] void cross_entropy_backward(const cross_entropy::Backward& arguments);

@@ -13,8 +13,31 @@ namespace {
 
 using cpu::Isa;
 
+// What Hopper's kernels leave to the others.
+template <class Arguments>
+Reason refuses_on_hopper(const Arguments& a) {
+    const Problem& p = a.problem;
+    if (p.mask) return "it takes no mask";
+    if (p.bias) return "it takes no bias";
+    if (p.dropout > 0) return "it takes no dropout";
+    if (!(static_cast<float>(p.scale) > 0)) return text("it takes a positive scale, not ", p.scale);
+    return "";
+}
+Reason refuses_backward_on_hopper(const Backward& a) {
+    constexpr int largest = 128;  // the sums of two gradients fill a thread's registers
+    if (a.problem.D > largest) return text("its backward takes a head_dim of 1 to ", largest, ", not ", a.problem.D);
+    return refuses_on_hopper(a);
+}
+Reason refuses_weights(const Weights&) {
+    return "it gives no weights";
+}
+Reason refuses_bias(const BiasBackward&) {
+    return "it takes no bias";
+}
+
 const Implementation<Forward> forward_table[] = {
     {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_decode},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::attention_forward_sm90, refuses_on_hopper<Forward>},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_forward<Isa::avx512>},
@@ -23,6 +46,7 @@ const Implementation<Forward> forward_table[] = {
 };
 const Implementation<Weights> weights_table[] = {
     {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_weights},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, nullptr, refuses_weights},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_weights},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_weights<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_weights<Isa::avx512>},
@@ -31,6 +55,7 @@ const Implementation<Weights> weights_table[] = {
 };
 const Implementation<Backward> backward_table[] = {
     {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_backward},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::attention_backward_sm90, refuses_backward_on_hopper},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_backward<Isa::avx512>},
@@ -39,6 +64,7 @@ const Implementation<Backward> backward_table[] = {
 };
 const Implementation<BiasBackward> bias_backward_table[] = {
     {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_bias_backward},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, nullptr, refuses_bias},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_bias_backward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_bias_backward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_bias_backward<Isa::avx512>},

@@ -35,6 +35,8 @@ struct Implementation {
     const char* name;
     Reason (*refuses)(const Operands&);
     void (*run)(const Arguments&);
+    // What it looks at beyond the operands; null: nothing.
+    Reason (*refuses_options)(const Arguments&) = nullptr;
 };
 
 // An op's name, its entries, what is forced and what ran last: one per op, for both directions.
@@ -67,7 +69,8 @@ class Op {
         std::string reasons;
         for (const auto& entry : table) {
             if (only && std::string_view(entry.name) != only) continue;
-            const Reason reason = entry.refuses(operands);
+            Reason reason = entry.refuses(operands);
+            if (reason.empty() && entry.refuses_options) reason = entry.refuses_options(arguments);
             if (reason.empty()) {
                 last_used_.store(entry.name);
                 trace(entry.name, operands);

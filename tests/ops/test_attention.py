@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import pygpt
 from pygpt import ops, reference
 from pygpt.extension import C
 from tests.philox import attention_mask
@@ -31,6 +32,16 @@ from tests.support import (
 )
 
 ROOT = Path(__file__).parents[2]
+
+
+def refused(implementation, reason, *tensors, **options):
+    """Whether the entry leaves these options to others; it then raises with its reason."""
+    if implementation != "cuda_sm90":
+        return False
+    ops.attention(*tensors)
+    with pytest.raises(ValueError, match=f"cuda_sm90: {reason}"):
+        ops.attention(*tensors, **options)
+    return True
 
 
 def draw_qkv(generator, batch=2, q_time=5, k_time=7, heads=2, kv_heads=2, head_dim=8, dtype=torch.float32):
@@ -162,6 +173,9 @@ def test_options(implementation, sizes, causal, window, softcap, scale, places, 
     generator = random_generator()
     batch, q_time, k_time, kv_heads, group, head_dim = sizes
     heads = kv_heads * group
+    if implementation == "cuda_sm90":  # the others have tests of their own
+        extra, head_dim = "", min(head_dim, 128)
+        scale = scale if scale is None or scale > 0 else 0.4
     options = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
     if places in ("key_lengths", "both"):
         options["key_lengths"] = torch.randint(0, k_time + 1, (batch,), generator=generator)
@@ -197,7 +211,8 @@ def test_packed_documents(implementation, generator):
             options = {"causal": causal, "window": window}
             check_against_reference(q, k, v, cu_seqlens=cu_seqlens, **options)
             grad = normal(generator, *q.shape, dtype=dtype)
-            options |= {"dropout": 0.3}
+            if implementation != "cuda_sm90":
+                options |= {"dropout": 0.3}
 
             def packed(q, k, v, options=options):
                 return ops.attention(q, k, v, cu_seqlens=cu_seqlens, seed=5, **options)
@@ -233,6 +248,8 @@ def test_bits_do_not_depend_on_threads_or_mode(implementation, generator):
         bias = normal(generator, 1, 4, time, 1, dtype=dtype)
         grad = normal(generator, *q.shape, dtype=dtype)
         options = {"causal": True, "dropout": 0.2, "seed": 3, "softcap": 30.0}
+        if implementation == "cuda_sm90":
+            bias, options["dropout"] = None, 0.0
         assert_bits_hold(lambda a=(q, k, v, bias, grad), o=options: all_results(*a, **o), f"{dtype}")
 
 
@@ -243,7 +260,7 @@ def test_bits_do_not_depend_on_batch_padding_or_strides(implementation, generato
         grad = normal(generator, *q.shape, dtype=dtype)
         for row, length in enumerate(lengths):  # the padding holds anything
             k[row, length:], v[row, length:], grad[row, length:] = math.nan, math.inf, 0
-        options = {"causal": "top_left", "dropout": 0.2}
+        options = {"causal": "top_left", "dropout": 0.0 if implementation == "cuda_sm90" else 0.2}
         batch = all_results(q, k, v, grad=grad, key_lengths=lengths, seed=8, **options)
         packed = torch.stack([q, k.repeat(1, 1, 2, 1), v.repeat(1, 1, 2, 1)], dim=2)  # as a joint projection gives them
         kv = packed[:, :, 1, :2], packed[:, :, 2, :2]
@@ -312,6 +329,8 @@ def test_queries_that_see_nothing_give_zeros(implementation, generator):
             {"bias": bias},
             {"causal": True, "query_start": torch.tensor([200, 200]), "window": 3},
         ):
+            if implementation == "cuda_sm90" and ("mask" in options or "bias" in options):
+                continue
             hidden = (nothing, nothing) if "mask" not in options and "bias" not in options else (k, v)
             out, lse, *grads = all_results(q, *hidden, **options)
             assert (lse == -math.inf).all() and lse.dtype == torch.float32
@@ -324,7 +343,7 @@ def test_queries_that_see_nothing_give_zeros(implementation, generator):
 
 
 def test_nan_stays_in_its_sequence(implementation, generator):
-    q, k, v = draw_qkv(generator, 2, 70, 70)
+    q, k, v = draw_qkv(generator, 2, 70, 70, dtype=dtypes_of(implementation)[0])
     clean = all_results(q, k, v, causal=True)
     for poisoned in (q, k, v):
         poisoned[1, 40] = math.nan
@@ -339,6 +358,8 @@ def test_nan_stays_in_its_sequence(implementation, generator):
 def test_weights(implementation, generator):
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 2, 67, 90, 4, 2, 16, dtype)
+        if refused(implementation, "it gives no weights", q, k, v, return_weights=True):
+            continue
         options = {"causal": True, "softcap": 5.0, "mask": torch.randint(0, 3, (90,), generator=generator) > 0}
         out, weights, lse = ops.attention(q.requires_grad_(), k, v, return_weights=True, return_lse=True, **options)
         exact = reference.attention(*(x.detach().double() for x in (q, k, v)), return_weights=True, **options)[1]
@@ -360,6 +381,8 @@ def test_weights(implementation, generator):
 def test_dropout_follows_the_documented_bits(implementation, generator, p):
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 2, 50, 130, 4, 2, 20, dtype)
+        if refused(implementation, "it takes no dropout", q, k, v, dropout=p, seed=17):
+            continue
         keep = attention_mask(2, 4, 50, 130, p, 17) if p < 1 else torch.zeros(2, 4, 50, 130, dtype=torch.bool)
         if p < 1:
             check_against_reference(q, k, v, keep=keep, dropout=p, seed=17)
@@ -382,10 +405,14 @@ def test_dropout_without_a_seed_follows_torch(generator):
 
 
 def test_large_scores_do_not_overflow(implementation, generator):
-    q, k, v = draw_qkv(generator, 1, 3, 100)
+    q, k, v = draw_qkv(generator, 1, 3, 100, dtype=dtypes_of(implementation)[0])
     out = ops.attention(q * 1e4, k * 1e4, v)
-    best = reference.attention(q.double() * 1e4, k.double() * 1e4, v.double())
+    best = reference.attention((q * 1e4).double(), (k * 1e4).double(), v.double())
     assert_accurate(out, best, None, "scores of 1e8")
+    if implementation == "cuda_sm90":  # whose weights are rounded to the dtype, and must not overflow there
+        q, k, v = (x.half() for x in (q, k, v))
+        out, lse = ops.attention(q * 1e4, k * 1e4, v, scale=1e6, return_lse=True)
+        assert out.isfinite().all() and lse.isfinite().all()
     q[..., 0] = math.inf
     assert not ops.attention(q, k, v).isfinite().any()
 
@@ -416,11 +443,12 @@ def test_few_queries_read_each_key_once_in_whole_sectors_without_conflicts(imple
 @pytest.mark.skipif(EMULATED is None, reason="only the emulated device counts")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_operands_of_products_have_no_bank_conflicts(implementation, generator, head_dim, dtype):
+def test_operands_of_products_have_no_bank_conflicts(generator, head_dim, dtype):
     q, k, v = draw_qkv(generator, 1, 128, 128, 1, 1, head_dim, dtype)
     C.emulator.set_option("count", "1")
     try:
-        all_results(q, k, v, causal=True)
+        with pygpt.force("attention", "cuda_sm80"):
+            all_results(q, k, v, causal=True)
         launches = json.loads(C.emulator.take_counts())
     finally:
         C.emulator.set_option("count", "0")
@@ -539,6 +567,78 @@ def test_packed_documents_of_few_queries(implementation, generator):
             assert_same_bits(packed[:, begin:end], alone, f"{dtype}, document {document}")
 
 
+on_hopper = pytest.mark.skipif(EMULATED != "90", reason="Hopper's kernels run there alone")
+
+
+@on_hopper
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+def test_head_sizes_on_hopper(generator, head_dim):
+    for dtype, softcap in ((torch.bfloat16, None), (torch.float16, 4.0)):
+        q, k, v = draw_qkv(generator, 1, 200, 270, 2, 1, head_dim, dtype)
+        grad = normal(generator, *q.shape, dtype=dtype)
+        options = {"causal": True, "softcap": softcap}
+        with pygpt.force("attention", "cuda_sm90"):
+            out, lse = ops.attention(q, k, v, return_lse=True, **options)
+        exact, exact_lse = reference.attention(q.double(), k.double(), v.double(), return_lse=True, **options)
+        assert_accurate(out, exact, plain_attention(q, k, v, **options)[0], f"{dtype}")
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+        if head_dim <= 128:
+            with pygpt.force("attention", "cuda_sm90"):
+                check_against_reference(q, k, v, **options)
+        else:
+            (_,), grads = gradients(lambda *x, o=options: ops.attention(*x, **o), [q, k, v], [grad])
+            assert C.last_used("attention") == "cuda_sm80", "head sizes whose backward Hopper's kernels do not take"
+            assert all(x.isfinite().all() for x in grads)
+
+
+@on_hopper
+def test_what_hopper_refuses_falls_to_the_next_entry(generator):
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = draw_qkv(generator, dtype=dtype)
+        for options, reason in (
+            ({}, None),
+            ({"mask": torch.ones(5, 7, dtype=torch.bool)}, "it takes no mask"),
+            ({"bias": torch.zeros(5, 7)}, "it takes no bias"),
+            ({"dropout": 0.5, "seed": 1}, "it takes no dropout"),
+            ({"scale": -0.5}, "it takes a positive scale, not -0.5"),
+        ):
+            reason = "float32 is not rounded" if dtype == torch.float32 else reason
+            ops.attention(q, k, v, **options)
+            assert C.last_used("attention") == ("cuda_sm80" if reason else "cuda_sm90"), options
+            with pygpt.force("attention", "cuda_sm90"):
+                if reason:
+                    with pytest.raises(ValueError, match=f"cuda_sm90: {reason}"):
+                        ops.attention(q, k, v, **options)
+
+
+@on_hopper
+def test_many_tiles_on_few_multiprocessors(generator):
+    """Blocks that take several tiles, one after the other: rings go round, and turns stay in order."""
+    bounds = torch.tensor([0, 300, 301, 301, 640])
+    q, k, v = draw_qkv(generator, 1, 640, 640, 4, 2, 64, torch.bfloat16)
+    with pygpt.force("attention", "cuda_sm90"):
+        check_against_reference(q, k, v, causal=True, cu_seqlens=bounds)
+        check_against_reference(q, k, v, causal=True, window=150)
+
+
+@on_hopper
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_hopper_has_no_bank_conflicts(generator, head_dim):
+    q, k, v = draw_qkv(generator, 1, 256, 256, 1, 1, head_dim, torch.bfloat16)
+    C.emulator.set_option("count", "1")
+    try:
+        with pygpt.force("attention", "cuda_sm90"):
+            all_results(q, k, v, causal=True)
+        launches = json.loads(C.emulator.take_counts())
+    finally:
+        C.emulator.set_option("count", "0")
+    kernels = {launch["kernel"] for launch in launches}
+    assert len([kernel for kernel in kernels if "_sm90" in kernel]) == 4
+    for launch in launches:
+        for line in launch["lines"]:
+            assert line["shared_wavefronts"] == line["shared_ideal"], (launch["kernel"], line)
+
+
 def each_option(dtype):
     generator = random_generator()
     mask = torch.randint(0, 3, (2, 1, 3, 4), generator=generator) > 0
@@ -571,14 +671,18 @@ def test_gradcheck():
 
 
 def test_gradient_through_lse(implementation, generator):
-    q, k, v = draw_qkv(generator, 2, 70, 70, 4, 2, 24)
-    grads = normal(generator, *q.shape), normal(generator, 2, 4, 70)
+    dtype = dtypes_of(implementation)[0]
+    q, k, v = draw_qkv(generator, 2, 70, 70, 4, 2, 24, dtype)
+    grads = normal(generator, *q.shape, dtype=dtype), normal(generator, 2, 4, 70)
     options = {"causal": True, "softcap": 10.0, "return_lse": True}
     _, ours = gradients(lambda *x: ops.attention(*x, **options), [q, k, v], grads)
     upcast = [x.double() for x in (q, k, v)]
     _, exact = gradients(lambda *x: reference.attention(*x, **options), upcast, [x.double() for x in grads])
     for mine, right in zip(ours, exact, strict=True):
-        torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-5)
+        if dtype == torch.float32:
+            torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-5)
+        else:
+            assert_accurate(mine, right, None, f"{dtype}")
 
 
 def test_opcheck(generator):

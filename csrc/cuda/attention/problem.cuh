@@ -225,19 +225,18 @@ struct Tiling {
     std::int64_t tiles;  // of a sequence; with documents of all together, at most
 
     Tiling(const Problem& p, int tile)
-        : keys(p.keys),
-          size(tile),
-          group(over == Over::rows ? static_cast<int>(p.H / p.G) : 1),
-          kv_heads(static_cast<int>(p.G)) {
+        : Tiling(p, tile, over == Over::rows ? static_cast<int>(p.H / p.G) : 1, static_cast<int>(p.G)) {}
+    Tiling(const Problem& p, int tile, int rows_of_a_query, int heads)
+        : keys(p.keys), size(tile), group(rows_of_a_query), kv_heads(heads) {
         tiles = divide_up((over == Over::rows ? p.T : p.S) * group, size) + (keys.cu_seqlens ? keys.documents : 0);
     }
     unsigned blocks() const {
         return static_cast<unsigned>((keys.cu_seqlens ? 1 : keys.sequences()) * kv_heads * tiles);
     }
 
-    __device__ Work work(unsigned block) const {
-        const std::int64_t outer = block / tiles;
-        const std::int64_t tile = tiles - 1 - block % tiles;
+    __device__ Work work(unsigned block) const { return at(block / tiles, tiles - 1 - block % tiles); }
+    // The same of a sequence and kv head (of the kv head alone where there are documents), and the tile's number.
+    __device__ Work at(std::int64_t outer, std::int64_t tile) const {
         const int kv_head = static_cast<int>(outer % kv_heads);
         if (!keys.cu_seqlens) return {false, outer / kv_heads, tile, kv_head};
         const int lane = threadIdx.x % 32;

@@ -36,6 +36,14 @@ __device__ inline float exp2_approx(float x) {
     return power;
 }
 
+// min.NaN.f32: the smaller, and NaN if either is, which fminf would lose. PTX ISA, "Floating Point Instructions: min";
+// sm_80 and up.
+__device__ inline float min_nan(float a, float b) {
+    float smaller;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(a), "f"(b));
+    return smaller;
+}
+
 }  // namespace pygpt::cuda::ptx
 
 #endif
