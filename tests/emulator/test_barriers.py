@@ -171,6 +171,27 @@ def test_instructions_without_effect_here(device):
     assert (out == np.arange(128)).all()
 
 
+@pytest.mark.parametrize("most, fits", [(232, True), (240, False)])
+def test_registers_that_the_warps_ask_for(device, most, fits):
+    """A warpgroup gives registers up, two take more: 40 + 2 * 232 a thread fit into 65536, 40 + 2 * 240 do not."""
+    body = f"""setp.lt.u32 %q, %t, 128; @%q bra give; setmaxnreg.inc.sync.aligned.u32 {most}; bra done;
+    give: setmaxnreg.dec.sync.aligned.u32 40;
+    done: mad.wide.u32 %at, %t, 4, %p0; st.global.u32 [%at], %t;"""
+    out = np.zeros(384, np.uint32)
+    if fits:
+        run(device(), ".reg .pred %q; " + body, [out], block=384)
+        assert (out == np.arange(384)).all()
+    else:
+        with pytest.raises(DeviceFault, match=r"66560 of 65536 registers: setmaxnreg\.inc would wait forever"):
+            run(device(), ".reg .pred %q; " + body, [out], block=384)
+
+
+@pytest.mark.parametrize("count", [20, 36, 264])
+def test_register_counts_that_setmaxnreg_does_not_take(device, count):
+    with pytest.raises(DeviceFault, match="no multiple of 8 from 24 to 256"):
+        run(device(), f"setmaxnreg.dec.sync.aligned.u32 {count};", [np.zeros(1, np.uint32)], block=128)
+
+
 def test_a_stall_is_reported_within_ten_seconds(device):
     """At the default limits: 32 warps spin for a flag that nobody sets."""
     body = """.reg .b32 %v; .reg .pred %q;

@@ -21,6 +21,19 @@ Flow execute_return(Warp&, const Instruction&, LaneMask) {
 Flow execute_trap(Warp& w, const Instruction&, LaneMask) {
     fault(w, "trap");
 }
+// .aligned: all lanes of the warp come to it. count: registers of a thread. What a kernel starts with is not known from
+// PTX, but what its warps ask for together must fit into the multiprocessor.
+Flow execute_setmaxnreg(Warp& w, const Instruction& in, LaneMask lanes) {
+    if (lanes != w.live) return Flow::wait;
+    constexpr u32 kRegisters = 65536;
+    w.asked_registers = in.count;
+    u32 asked = 0;
+    for (const Warp& other : w.block->warps) asked += kLanes * other.asked_registers;
+    if (asked > kRegisters)
+        fault(w, "the block's warps ask for " + std::to_string(asked) + " of " + std::to_string(kRegisters) +
+                     " registers: setmaxnreg.inc would wait forever");
+    return Flow::next;
+}
 
 // Frames are per lane; a call copies arguments from the caller's part of the frame to the callee's, a return the
 // results.
@@ -157,9 +170,18 @@ void bind_call(Binder& b) {
     b.run(execute_call, Class::branch);
 }
 
-void bind_nothing(Binder& b) {  // hints, waits for time to pass, register counts
-    b.ignore({"global", "L1", "L2", "uni", "u32", "wait", "launch_dependents", "tensormap", "const", "param", "inc",
-              "dec", "sync", "aligned", "L2::128B", "L2::evict_last", "L2::evict_normal", "L1::evict_last"});
+void bind_setmaxnreg(Binder& b) {
+    if (b.one_of({"inc", "dec"}).empty()) b.unsupported("neither inc nor dec");
+    b.ignore({"sync", "aligned", "u32"});
+    const i64 count = b.immediate(0);
+    if (count < 24 || count > 256 || count % 8) b.unsupported("the count is no multiple of 8 from 24 to 256");
+    b.in.count = static_cast<u32>(count);
+    b.run(execute_setmaxnreg, Class::move);
+}
+
+void bind_nothing(Binder& b) {  // hints, waits for time to pass
+    b.ignore({"global", "L1", "L2", "uni", "u32", "wait", "launch_dependents", "tensormap", "const", "param",
+              "L2::128B", "L2::evict_last", "L2::evict_normal", "L1::evict_last"});
     b.run(execute_nothing, Class::move);
 }
 

@@ -101,7 +101,7 @@ Bind bind_of(const std::string& opcode) {
         {"nanosleep", bind_nothing},
         {"prefetch", bind_nothing},
         {"prefetchu", bind_nothing},
-        {"setmaxnreg", bind_nothing},
+        {"setmaxnreg", bind_setmaxnreg},
         {"griddepcontrol", bind_nothing},
         {"pmevent", bind_nothing},
     };

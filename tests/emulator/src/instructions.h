@@ -87,6 +87,7 @@ void bind_ret(Binder&);
 void bind_exit(Binder&);
 void bind_trap(Binder&);
 void bind_call(Binder&);
+void bind_setmaxnreg(Binder&);
 void bind_nothing(Binder&);
 
 }  // namespace emulator

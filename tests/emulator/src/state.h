@@ -119,6 +119,7 @@ struct Warp {
     u32 frame_bytes = 0;
     LaneMask live = 0;
     std::vector<LaneGroup> groups;
+    u32 asked_registers = 0;  // of a thread, by setmaxnreg; 0 if it has not
 
     Clock clock;
     Clock fenced;  // what it knew at its last fence (or its mates' before a barrier): what a relaxed write shows
