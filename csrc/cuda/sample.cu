@@ -88,11 +88,11 @@ __device__ float at_least_lowest(double value) {
     return static_cast<float>(fmax(value, -static_cast<double>(FLT_MAX)));
 }
 
-// The sums of `count` values of each thread over the block; every thread gets them.
+// The sums of `count` values of each thread over the block; every thread gets them. A barrier must lie between the last
+// use of `shared` and this.
 template <int count, class T>
 __device__ void reduce_block(T (&value)[count], T (*shared)[parts]) {
     static_assert(count <= parts);
-    __syncthreads();  // the last sums have been read
 #pragma unroll
     for (int i = 0; i < count; ++i) {
         value[i] = reduce_warp(value[i], Sum{});
@@ -131,6 +131,7 @@ __device__ Key reach(const Row& row, Measure goal, Key last, MeasureOf measure_o
             if (key >= base && key <= last && (key - base) >> bits == 0) f(key, logit);
         }
     };
+    __syncthreads();  // what was found and summed up before has been read: nothing yet, in a first search
     while (left > max_candidates) {
         Measure measures[parts] = {};  // of each quarter of the range
         int counts[parts] = {};
@@ -142,7 +143,7 @@ __device__ Key reach(const Row& row, Measure goal, Key last, MeasureOf measure_o
                 if (quarter == i) measures[i] += measure, ++counts[i];
             }
         });
-        reduce_block(measures, shared.measures);
+        reduce_block(measures, shared.measures);  // the barrier in each lies between two rounds of the other
         reduce_block(counts, shared.counts);
         bits -= 2;
         bool found = false;
@@ -158,7 +159,6 @@ __device__ Key reach(const Row& row, Measure goal, Key last, MeasureOf measure_o
             }
         }
     }
-    __syncthreads();  // what was found in the last search has been read
     if (threadIdx.x == 0) shared.candidates = 0, shared.reached = last;
     __syncthreads();
     each_token(
