@@ -18,7 +18,7 @@ void forward(py::handle x, py::handle weight, py::handle scheme, py::handle bias
         .residual = call.optional_input(residual, "residual"),
         .out = call.output(out, "out"),
     };
-    call.run([&] { quantized_linear::forward(arguments); });
+    call.run(quantized_linear::forward, arguments);
 }
 
 }  // namespace

@@ -46,13 +46,16 @@ def prefilled(model, ids, lengths, capacity):
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
     rows=st.sampled_from([1, 3]),
     packed=st.booleans(),
+    scheme=st.sampled_from([None, "int8", "int4"]),
     counts=st.lists(st.integers(1, 4), min_size=1, max_size=3),
 )
 @torch.no_grad()
-def test_replays_give_the_bits_of_a_whole_pass(changes, dtype, rows, packed, counts):
+def test_replays_give_the_bits_of_a_whole_pass(changes, dtype, rows, packed, scheme, counts):
     """Rows of different lengths, of which one is not alive, on different numbers of threads."""
     generator = random_generator()
     model = lively(small(**changes), dtype)
+    if scheme is not None and dtype != torch.float64:
+        model.quantize(scheme)
     sequences = tokens(model, rows, 16)
     lengths = torch.randint(1, 9, (rows,), generator=generator)
     alive = torch.ones(rows, dtype=torch.bool)
