@@ -221,7 +221,9 @@ def test_the_product_has_no_bank_conflict_in_its_loop_and_uses_whole_sectors(imp
             short, long = (counts_of_product(lambda n=n, run=run, dtype=dtype: run(n, dtype)) for n in (256, 320))
             conflicts = [c["shared_wavefronts"] - c["shared_ideal"] for c in (short, long)]
             assert conflicts[0] == conflicts[1], f"{run.__name__}, {dtype}: conflicts in the loop"
-            assert long["shared_wavefronts"] > short["shared_wavefronts"]
+            # Hopper's loop reads shared memory by wgmma alone, which is not counted: no thread of it does.
+            in_loop = long["shared_wavefronts"] - short["shared_wavefronts"]
+            assert in_loop > 0 if implementation == "cuda_sm80" else in_loop == 0
             assert long["global_sectors"] == long["global_ideal"], f"{run.__name__}, {dtype}"
 
 
