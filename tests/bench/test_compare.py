@@ -47,7 +47,8 @@ def test_both_sides_of_a_row_compute_what_it_says(row: rows.Row) -> None:
     for case in rows.cases(row, row):
         ours, theirs = case.errors()
         allowed = 16 * torch.finfo(case.dtype).eps
-        assert ours < allowed, case
+        rounds_activations = row.op == "quantized_linear"  # to 15 bits
+        assert ours < (max(allowed, 2**-12) if rounds_activations else allowed), case
         assert theirs is None or theirs < allowed, case
 
 
