@@ -18,7 +18,7 @@ def test_is_its_op(generator, scheme, bias):
     module = QuantizedLinear.of(plain.weight, plain.bias, scheme)
     x = normal(generator, 2, 5, 70)
     expected = ops.quantized_linear(x, ops.quantize_weight(plain.weight, scheme), 33, scheme, module.bias, "gelu")
-    assert_same_bits(module(x, "gelu"), expected, "module and op")
+    assert_same_bits(module(x, activation="gelu"), expected, "module and op")
     assert module(x.bfloat16(), out_dtype=torch.float32).dtype == torch.float32
     matrix = reference.quantized_weight(module.weight, 33, 70, scheme)
     assert (matrix - plain.weight).abs().max() < 0.02
