@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pygpt import ops, reference
-from pygpt.extension import C
+from pygpt.extension import EMULATED, C
 from pygpt.ops.quantized_linear import SCHEMES, pack_weight
 from tests.support import (
     assert_accurate,
@@ -18,6 +18,8 @@ from tests.support import (
     strided,
     unaligned,
 )
+
+pytestmark = pytest.mark.skipif(EMULATED is not None, reason="the op has CPU kernels only")
 
 DTYPES = (torch.float32, torch.bfloat16)
 ACTIVATIONS = [None, "gelu", "gelu_tanh", "relu"]
