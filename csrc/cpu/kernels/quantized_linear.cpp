@@ -111,6 +111,13 @@ void round_row(const Storage* x, std::int64_t row, std::int64_t M, std::int64_t 
     }
 }
 
+// The float32 numbers of a panel's columns, which lie at any address.
+inline V load_single(const std::uint8_t* p) {
+    float values[V::lanes];
+    std::memcpy(values, p, sizeof values);
+    return V::load(values);
+}
+
 // The float16 numbers of a group's columns.
 inline V load_half(const std::uint8_t* p) {
 #if defined(__AVX512F__)
@@ -318,7 +325,7 @@ void tile(const std::uint8_t* panel, const Rounded& rounded, std::int64_t at, st
         for (std::int64_t row = 0; row < height; ++row) {
             for (std::int64_t column = 0; column < panel_columns; column += V::lanes) {
                 float* const sum = sums + row * panel_columns + column;
-                (V::load(sum) * V::load(reinterpret_cast<const float*>(panel) + column)).store(sum);
+                (V::load(sum) * load_single(panel + column * 4)).store(sum);
             }
         }
     }
