@@ -193,9 +193,11 @@ __device__ void move_matrices(const std::uint32_t* in, std::uint32_t* out, bool 
     for (int i = 0; i < 4; ++i) from[threadIdx.x + 32 * i] = in[threadIdx.x + 32 * i];
     for (int i = 0; i < 4; ++i) to[threadIdx.x + 32 * i] = 0;
     __syncthreads();
+    std::uint32_t all[4];
+    ldmatrix(all, shared_address(from) + threadIdx.x * 16);
     std::uint32_t held[count];
+    for (int i = 0; i < count; ++i) held[i] = all[i];
     const std::uint32_t row = threadIdx.x % (8 * count) * 16;
-    ldmatrix(held, shared_address(from) + row);
     if (transposed) {
         if constexpr (count > 1) stmatrix_transposed(shared_address(to) + row, held);
     } else {
