@@ -19,6 +19,7 @@ class Work:
     operations: float  # a multiply-add counts as two
     elements: float  # read or written, of the case's dtype
     other_bytes: float = 0
+    multiplied_as: torch.dtype | None = None  # whose rate of operations is the limit; None: the case's dtype
 
     def bytes(self, dtype: torch.dtype) -> float:
         """Memory traffic."""
@@ -26,7 +27,10 @@ class Work:
 
     def __add__(self, more: Work) -> Work:
         return Work(
-            self.operations + more.operations, self.elements + more.elements, self.other_bytes + more.other_bytes
+            self.operations + more.operations,
+            self.elements + more.elements,
+            self.other_bytes + more.other_bytes,
+            self.multiplied_as,
         )
 
 

@@ -112,12 +112,12 @@ def measure(case: Case, settings: Settings) -> Result:
     if settings.compiled:
         torch._dynamo.reset()  # so that no row is compiled with another's sizes in mind
     seconds, rounds = median_seconds(contenders, settings)
-    implementation = C.last_used(case.op) if case.op else ", ".join(sorted(set(filter(None, last_used()))))
+    implementation = C.last_used(case.op) if case.op else None  # of a model: those of its ops
     contenders.clear()  # and with them their inputs
     limit = limit_seconds = None
     if case.work:
         at_best = {
-            "arithmetic": case.work.operations / peak_arithmetic(case.dtype),
+            "arithmetic": case.work.operations / peak_arithmetic(case.work.multiplied_as or case.dtype),
             "memory": case.work.bytes(case.dtype) / memory_bandwidth(),
         }
         limit, limit_seconds = max(at_best.items(), key=lambda item: item[1])
@@ -150,10 +150,6 @@ def peak_arithmetic(dtype: torch.dtype) -> float:
 
 def memory_bandwidth() -> float:
     return gpu.memory_bandwidth() if gpu.in_use() else machine.memory_bandwidth()
-
-
-def last_used() -> list[str | None]:
-    return [C.last_used(op) for op, _ in C.implementations()]
 
 
 def median_seconds(contenders: dict[str, Call], settings: Settings) -> tuple[dict[str, float], int]:
@@ -395,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
         cases = chosen
 
     console = Console()
-    console = console if console.is_terminal else Console(width=200)
+    console = console if console.is_terminal else Console(width=220)
     where = setting()
     results = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

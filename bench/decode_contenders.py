@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import logging
 import os
 import random
 import sys
@@ -157,6 +158,7 @@ def _write_gguf(source: Path, file: Path) -> None:
 def _quantise_gguf(source: Path, dtype: str, file: Path) -> None:
     import llama_cpp
 
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it tells of each tensor
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{dtype.upper()}")
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(parameters))
@@ -221,13 +223,14 @@ class PygptGenerate(Contender):
         dtype = torch.float32 if quantised or self.dtype == "fp32" else torch.bfloat16
         self.model = GPT.from_pretrained(weights, dtype=dtype)
         if quantised:
-            if not hasattr(self.model, "quantize"):
-                raise Missing("this pygpt has no GPT.quantize")
-            self.model = self.model.quantize(self.dtype) or self.model
+            self.model.quantize(self.dtype)
 
     def weight_bytes(self) -> int:
         tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
-        return sum(t.nbytes for t in tensors.values()) - self.model.position_embedding.weight.nbytes
+        tables = self.model.position_embedding.weight.nbytes  # of which a step reads a row
+        if self.model.quantization is not None:  # the head has a copy of its own
+            tables += self.model.token_embedding.weight.nbytes
+        return sum(t.nbytes for t in tensors.values()) - tables
 
     def decode(self, prompts: Prompts) -> list[float]:
         import torch

@@ -13,7 +13,7 @@ from bench.decode_contenders import Weights, _word
 from pygpt import GPT, GPTConfig
 from pygpt.extension import EMULATED
 
-pytestmark = pytest.mark.skipif(EMULATED, reason="measures the CPU")
+pytestmark = pytest.mark.skipif(EMULATED is not None, reason="measures the CPU")
 
 TINY = GPTConfig(vocab_size=101, context_length=64, num_layers=2, num_heads=2, embedding_dim=32)
 PROMPT = [5, 17, 3, 99, 42, 8]
