@@ -1,9 +1,10 @@
-"""The README's table of speed, made from a result of bench/compare.py.
+"""The README's tables of speed, made from results of bench/compare.py and bench/decode.py.
 
     python bench/table.py bench/results/NAME.json            prints it
     python bench/table.py bench/results/NAME.json --readme   puts it into README.md, where its marks stand
 
-A cell is our median time and how many times as fast as PyTorch eager that is.
+Of compare.py, a cell is our median time and how many times as fast as PyTorch eager that is; of decode.py, tokens a
+second.
 """
 
 from __future__ import annotations
@@ -21,21 +22,38 @@ from bench.compare import time_text  # noqa: E402
 from pygpt.cli import Parser  # noqa: E402
 
 COLUMNS = [(dtype, direction) for dtype in ("fp32", "bf16") for direction in ("forward", "forward + backward")]
-MARKED = re.compile(r"<!-- speed: (\S+) -->\n(.*)<!-- end of speed -->", re.DOTALL)
+MARKED = re.compile(r"<!-- speed: (\S+) -->\n(.*?)<!-- end of speed -->", re.DOTALL)
 
 
 def markdown(measured: dict[str, Any]) -> str:
     """A line for each case; then where and with what it was measured."""
-    cells = {(r["name"], r["shape"], r["dtype"], r["direction"]): cell(r) for r in measured["results"]}
+    lines = writers(measured["results"]) if "label" in measured["results"][0] else cases(measured["results"])
+    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {of}" for of, rate in measured["operations_per_second"].items())
+    where = f"{measured['processor']}, {measured['threads']} threads; its limits: {rates}, "
+    peers = {"PyTorch": measured["torch"], **measured.get("versions", {})}
+    peers.pop("pygpt", None)
+    where += f"{measured['bytes_per_second'] / 1e9:.0f} GB/s. {', '.join(map(' '.join, peers.items()))}; "
+    where += f"{measured['date']}, "
+    where += f"pygpt {measured['commit']}."
+    return "\n".join([*lines, "", where, ""])
+
+
+def cases(results: list[dict[str, Any]]) -> list[str]:
+    cells = {(r["name"], r["shape"], r["dtype"], r["direction"]): cell(r) for r in results}
     lines = ["| | fp32, forward | with backward | bf16, forward | with backward |", "| --- |" + " --- |" * len(COLUMNS)]
     for name, shape in dict.fromkeys(key[:2] for key in cells):
         line = [f"{name} {shape}", *(cells.get((name, shape, *column), "") for column in COLUMNS)]
         lines.append(f"| {' | '.join(line)} |")
-    rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {of}" for of, rate in measured["operations_per_second"].items())
-    where = f"{measured['processor']}, {measured['threads']} threads; its limits: {rates}, "
-    where += f"{measured['bytes_per_second'] / 1e9:.0f} GB/s. PyTorch {measured['torch']}, {measured['date']}, "
-    where += f"pygpt {measured['commit']}."
-    return "\n".join([*lines, "", where, ""])
+    return lines
+
+
+def writers(results: list[dict[str, Any]]) -> list[str]:
+    """Who writes, and with which weights, in the order of the results."""
+    lines = ["| | tokens/s |", "| --- | --- |"]
+    for label in dict.fromkeys(r["label"] for r in results):
+        speeds = [f"{r['dtype']} {r['tokens_per_second']:.0f}" for r in results if r["label"] == label]
+        lines.append(f"| {label} | {', '.join(speeds)} |")
+    return lines
 
 
 def cell(result: dict[str, Any]) -> str:
@@ -55,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     readme = ROOT / "README.md"
     name = arguments.json.resolve().relative_to(ROOT).as_posix()
     marked = f"<!-- speed: {name} -->\n{table}<!-- end of speed -->"
-    readme.write_text(MARKED.sub(lambda _: marked, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(MARKED.sub(lambda old: marked if old[1] == name else old[0], text), encoding="utf-8")
     return 0
 
 
