@@ -26,7 +26,7 @@ from pygpt import GPT
 from pygpt.cli import Parser
 from pygpt.text import Tokenizer
 from pygpt.text.token_file import TokenFile
-from pygpt.train.run import load_model
+from pygpt.train.saved import load_model
 
 KINDS = ("fp32", "bf16", "int8", "int4")
 
