@@ -46,6 +46,7 @@ class Case:
     work: Work | None  # None: too small for a limit to mean anything
     contenders: Callable[[bool], dict[str, Call]]  # "pygpt", "eager", "compiled" if that is asked for, other rivals
     errors: Callable[[], tuple[float, float | None]]  # ours and PyTorch's, where that can be compared
+    recorded: bool = True  # on a GPU: whether it is replayed from a CUDA graph
 
 
 def largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:

@@ -7,13 +7,14 @@
 
 How it measures. All contenders of a row run in one process, in turn, round by round; a row's time is the median of its
 rounds. Between contenders there is a short pause and a call that does not count, so that none runs beside the other's
-spinning threads. Freed memory stays with the process, for both sides: how many pages the C library gives back after a
-call, and has to fetch anew for the next, is a matter of what else lies on its heap, and takes as long as many an op.
-`ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that the row's operations or its
-memory traffic would take at the best rate this machine reaches (bench/rows.py says how many they are,
-pygpt/machine.py how the rate is measured), over our time, and which of the two takes longer; it is above 100% where
-tensors stay in a cache. Errors are the largest difference from float64, over the largest value, of the output and,
-with a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing else should run on the machine.
+spinning threads. On a GPU both are recorded as CUDA graphs and replayed, so that it is the GPU's time that counts, but
+for texts that are written token by token. Freed memory stays with the process, for both sides: how many pages the C
+library gives back after a call, and has to fetch anew for the next, is a matter of what else lies on its heap, and
+takes as long as many an op. `ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that
+the row's operations or its memory traffic would take at the best rate this machine reaches (bench/rows.py says how many
+they are, pygpt/machine.py how the rate is measured), over our time, and which of the two takes longer; it is above 100%
+where tensors stay in a cache. Errors are the largest difference from float64, over the largest value, of the output
+and, with a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def measure(case: Case, settings: Settings) -> Result:
     contenders = case.contenders(settings.compiled)
     if settings.compiled:
         torch._dynamo.reset()  # so that no row is compiled with another's sizes in mind
-    seconds, rounds = median_seconds(contenders, settings)
+    seconds, rounds = median_seconds(contenders, settings, case.recorded)
     implementation = C.last_used(case.op) if case.op else None  # of a model: those of its ops
     contenders.clear()  # and with them their inputs
     limit = limit_seconds = None
@@ -152,21 +153,33 @@ def memory_bandwidth() -> float:
     return gpu.memory_bandwidth() if gpu.in_use() else machine.memory_bandwidth()
 
 
-def median_seconds(contenders: dict[str, Call], settings: Settings) -> tuple[dict[str, float], int]:
+def median_seconds(contenders: dict[str, Call], settings: Settings, recorded: bool) -> tuple[dict[str, float], int]:
     """The median time of a call of each contender, and over how many rounds."""
     once = {name: timed(call) for name, call in contenders.items()}  # warms up
     once = {name: timed(call) if once[name] < 1 else once[name] for name, call in contenders.items()}
-    repeats = {name: max(1, int(0.005 / seconds)) for name, seconds in once.items()}  # of a call too short to time
+    measurements = {name: measurement(call, once[name], recorded) for name, call in contenders.items()}
     rounds = min(25, max(settings.rounds, int(settings.seconds / sum(max(one, 0.01) for one in once.values()))))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
         for name in order:
             time.sleep(0.002)  # the other's threads stop spinning
-            if once[name] < 0.1:
-                contenders[name]()
-            samples[name].append(timed(contenders[name], repeats[name]))
+            samples[name].append(measurements[name]())
     return {name: statistics.median(values) for name, values in samples.items()}, rounds
+
+
+def measurement(call: Call, once: float, recorded: bool) -> Callable[[], float]:
+    """A way to take the time of a call that took ``once`` seconds."""
+    if gpu.in_use() and recorded:
+        return gpu.seconds_of_work(call, repeats=max(1, int(0.001 / once)))
+    repeats = max(1, int(0.005 / once))  # of a call too short to time
+
+    def measure() -> float:
+        if once < 0.1:
+            call()
+        return timed(call, repeats)
+
+    return measure
 
 
 def keep_freed_memory() -> None:

@@ -52,6 +52,42 @@ def peak_arithmetic(dtype: torch.dtype) -> float:
     return 2 * PRODUCT_SIZE**3 / _seconds(lambda: a @ b)
 
 
+def seconds_of_work(call: Callable[[], Any], repeats: int) -> Callable[[], float]:
+    """A measurement of what the GPU itself takes for a call: it replays a recording of ``repeats`` of them.
+
+    A call that waits for the GPU cannot be recorded, and is measured as it is.
+    """
+    run = _recorded(call, repeats) or (lambda: [call() for _ in range(repeats)])
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def measure() -> float:
+        run()  # warms up the caches, and keeps the GPU busy while the next is handed over
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+
+    return measure
+
+
+def _recorded(call: Callable[[], Any], repeats: int) -> Callable[[], Any] | None:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(repeats):
+                call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
 def _seconds(call: Callable[[], Any], rounds: int = 20) -> float:
     """The least time of a call."""
     call()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from bench import gpu
 from bench.case import Call, Case, Work, largest_error
 from bench.peers import PlainGPT
 from pygpt import GPT, GPTConfig, optim
@@ -58,6 +59,7 @@ def _cases(config: GPTConfig, dtype: torch.dtype, B: int, T: int) -> list[Case]:
             work=_decode_work(config, B),
             contenders=lambda compiled: _decode(config, dtype, B),
             errors=lambda: _logit_errors(config, dtype),
+            recorded=False,
         ),
     ]
 
@@ -74,6 +76,7 @@ def decode_cases(config: GPTConfig) -> Iterator[Case]:
             work=_decode_work(config, 1),
             contenders=lambda compiled, exact=exact: _decode(config, torch.bfloat16, 1, exact),
             errors=lambda: _logit_errors(config, torch.bfloat16),
+            recorded=False,
         )
 
 
@@ -118,7 +121,7 @@ def _training(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: b
         return call
 
     ours, theirs, _ = _models(config, torch.float32)
-    plain = torch.optim.AdamW(theirs.parameters(), fused=True)
+    plain = torch.optim.AdamW(theirs.parameters(), fused=True, capturable=gpu.in_use())
     out = {"pygpt": step(ours.loss, optim.AdamW(ours.parameters())), "eager": step(theirs.loss, plain)}
     if compiled:
         out["compiled"] = step(torch.compile(theirs.loss), plain)

@@ -43,14 +43,13 @@ class Draw:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.generator = torch.Generator().manual_seed(1)
+        self.generator = torch.Generator(torch.get_default_device()).manual_seed(1)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        drawn = torch.randn(shape, generator=self.generator, device="cpu") * scale
-        return drawn.to(self.dtype).to(torch.get_default_device())
+        return (torch.randn(shape, generator=self.generator) * scale).to(self.dtype)
 
     def ids(self, below: int, *shape: int) -> Tensor:
-        return torch.randint(below, shape, generator=self.generator, device="cpu").to(torch.get_default_device())
+        return torch.randint(below, shape, generator=self.generator)
 
 
 @dataclass(frozen=True)
@@ -185,11 +184,11 @@ def op_rows(sizes: Sizes) -> list[Row]:
             lambda d: {
                 **{name: d.normal(V, C) for name in ("param", "grad", "exp_avg")},
                 "exp_avg_sq": d.normal(V, C).square(),
-                "step": torch.tensor(3.0),
+                "step": 3.0,
             },
             ours=_adamw,
             theirs=_plain_adamw,
-            exact=lambda step, **tensors: reference.adamw(**tensors, step=3, **ADAMW)[0],
+            exact=lambda step, **tensors: reference.adamw(**tensors, step=int(step), **ADAMW)[0],
             forward=Work(16 * V * C, 7 * V * C),
             backward=None,
             dtypes=(torch.float32,),
@@ -331,13 +330,13 @@ def _with_backend(attend: Callable[..., Tensor], backend: SDPBackend) -> Callabl
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
 
-def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> Tensor:
+def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: float) -> Tensor:
     """In place, as in PyTorch; ``step`` is the number of the step."""
-    ops.adamw([param], [grad], [exp_avg], [exp_avg_sq], [None], [float(step)], **ADAMW)
+    ops.adamw([param], [grad], [exp_avg], [exp_avg_sq], [None], [step], **ADAMW)
     return param
 
 
-def _plain_adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> Tensor:
+def _plain_adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: float) -> Tensor:
     lr, (beta1, beta2), eps, decay = ADAMW.values()
     adamw(
         [param],
@@ -345,7 +344,7 @@ def _plain_adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tenso
         [exp_avg],
         [exp_avg_sq],
         max_exp_avg_sqs=[],
-        state_steps=[step - 1],
+        state_steps=[torch.full((), step - 1)],
         fused=True,
         amsgrad=False,
         maximize=False,
@@ -439,7 +438,7 @@ def _gradient(row: Row, inputs: dict[str, Any], draw: Draw) -> Tensor:
     """Of the result, at random."""
     with torch.no_grad():
         out = row.ours(**inputs)
-    return torch.randn(out.shape, generator=draw.generator, device="cpu").to(out.device, out.dtype)
+    return draw.normal(*out.shape).to(out.dtype)
 
 
 def _call(function: Callable[..., Tensor], inputs: dict[str, Any], grad: Tensor | None) -> Callable[[], list[Tensor]]:

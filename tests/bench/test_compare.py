@@ -65,7 +65,7 @@ def test_contenders_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(compare.time, "perf_counter", lambda: now)
     contenders = {"a": contender("a", 2.0), "b": contender("b", 3.0)}
-    seconds, rounds = compare.median_seconds(contenders, replace(compare.QUICK, rounds=5, seconds=0))
+    seconds, rounds = compare.median_seconds(contenders, replace(compare.QUICK, rounds=5, seconds=0), recorded=False)
     assert rounds == 5
     assert "".join(calls) == "ab" + "abbaabbaab"  # once to warm up, then rounds in alternating order
     assert seconds == {"a": 2.0, "b": 3.0}
