@@ -68,7 +68,8 @@ constexpr int buffers = 2;  // of a consumer
 // Barriers of warps; 0 is __syncthreads.
 constexpr int consumer_barrier = 1;  // and the next: of a consumer's warps
 
-// With an activation: form rows_rows applies it, rows_across multiplies by its slope.
+// With an activation: form rows_rows applies it, rows_across multiplies by its slope, beside which there is no bias and
+// no pre_activation.
 template <class Storage_, Form form, Activation activation_, int tile_n_>
 struct Traits {
     using Storage = Storage_;
@@ -432,7 +433,7 @@ __device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, cons
     using Storage = typename Traits::Storage;
     constexpr Activation activation = Traits::activation;
     const Epilogue& e = p.epilogue;
-    if (e.bias.data) {
+    if (!Traits::slopes && e.bias.data) {
         bias += writer.thread % 4 * 8;
 #pragma unroll
         for (int i = 0; i < held; i += 4) {
@@ -443,7 +444,7 @@ __device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, cons
             x[i + 3] += both.y;
         }
     }
-    if (e.pre_activation) {
+    if (!Traits::slopes && e.pre_activation) {
         Packed z;
         pack_slice<Storage>(z, x);
         write_slice(writer, z, p.pre_activation, at);
@@ -484,9 +485,9 @@ __device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, cons
 template <class Traits>
 __device__ void finish_by_copies(Writer& writer, Copied& beside, std::uint32_t bias, const Sums<Traits>& sums,
                                  const Parameters& p, const Tile& tile, int m) {
-    Packed copied;
 #pragma unroll
     for (int slice = 0; slice < Traits::slices; ++slice) {
+        Packed copied;
         const int n = tile.n + slice * slice_n;
         if (n >= p.N) break;
         Slice x;
@@ -513,6 +514,9 @@ __device__ void finish_by_threads(const Sums<Traits>& sums, const Parameters& p,
     Epilogue e = p.epilogue;
     e.activation = Traits::activation;  // as a constant
     if (!Traits::slopes) e.slope_at = nullptr;
+    std::uint32_t same[1] = {static_cast<std::uint32_t>(thread)};
+    ptx::pin(same);  // what is made of it is not kept during the products
+    thread = static_cast<int>(same[0]);
     const int lane = thread % warp_lanes;
     const std::int64_t part = std::int64_t{tile.part} * p.M * e.pitch;
     std::int64_t start[2];  // of this thread's rows
@@ -567,12 +571,12 @@ __device__ void consume(const Addresses<Traits>& shared, const Parameters& p, in
         const int m = tile.m + consumer * group_m;
         // What the sums need later is fetched during the products.
         if (p.copied != Beside::none && thread == 0) beside.start(p.beside, {tile.n, m, tile.part});
-        const bool has_bias = p.by_copies && e.bias.data && thread < Traits::tile_n / 2;
+        const bool has_bias = !Traits::slopes && p.by_copies && e.bias.data && thread < Traits::tile_n / 2;
         float2 bias{};
         if (has_bias) bias = bias_of_two<typename Traits::Storage>(e.bias, tile.n + 2 * thread, p.N);
         Sums<Traits> sums;
         multiply<Traits>(sums, shared, place, tile.steps, consumer, p.cluster, thread);
-        if (p.by_copies && e.bias.data) {
+        if (!Traits::slopes && p.by_copies && e.bias.data) {
             writer.together();  // the last tile's has been read
             if (has_bias) ptx::store_shared(shared.bias(consumer) + thread * 8, bias.x, bias.y);
             writer.together();
