@@ -24,7 +24,6 @@ import ctypes
 import dataclasses
 import datetime
 import itertools
-import json
 import math
 import platform
 import statistics
@@ -45,6 +44,7 @@ import pygpt
 from pygpt import machine
 from pygpt.cli import Parser
 from pygpt.extension import C
+from pygpt.files import atomic_write_json
 from pygpt.train.config import MOST_THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +68,7 @@ class Settings:
 
 QUICK = Settings(rows.Sizes(batch=4, time=1024, head_rows=512), model_time=256, rounds=3, seconds=1.0)
 FULL = Settings(rows.Sizes(batch=4, time=1024, head_rows=4096), model_time=1024, rounds=7, seconds=3.0, compiled=True)
+ON_GPU = Settings(rows.Sizes(batch=16, time=1024, head_rows=4096), model_time=1024, rounds=5, seconds=0.3)
 
 
 @dataclass(frozen=True)
@@ -388,9 +389,10 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    settings = FULL if arguments.full else dataclasses.replace(QUICK, compiled=arguments.compile)
     if arguments.device == "cuda":
         torch.set_default_device("cuda")
+    settings = FULL if arguments.full else ON_GPU if gpu.in_use() else QUICK
+    settings = dataclasses.replace(settings, compiled=settings.compiled or arguments.compile)
     cases = list(every_case(settings))
     if gpu.in_use():  # the model's rows need every op
         kernels = gpu.ops()
@@ -414,11 +416,11 @@ def main(argv: list[str] | None = None) -> int:
             progress.update(task, description=f"{case.name}, {SHORT_DTYPES[case.dtype]}, {case.direction}")
             results.append(measure(case, settings))
             progress.advance(task)
+            if arguments.json:  # at once: an interruption loses nothing
+                data = {**where, "results": [dataclasses.asdict(result) for result in results]}
+                atomic_write_json(arguments.json, data)
     console.print(results_table(results))
     console.print(setting_text(where), highlight=False)
-    if arguments.json:
-        data = {**where, "results": [dataclasses.asdict(result) for result in results]}
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n")
     if arguments.plot:
         plot(results, where, arguments.plot)
     return 0

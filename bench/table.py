@@ -3,14 +3,15 @@
     python bench/table.py bench/results/NAME.json            prints it
     python bench/table.py bench/results/NAME.json --readme   puts it into README.md, where its marks stand
 
-Of compare.py, a cell is our median time and how many times as fast as PyTorch eager that is; of decode.py, tokens a
-second.
+Of compare.py, a cell is our median time and how many times as fast as PyTorch that is: as its fastest way, where it has
+several. Of decode.py, tokens a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ def markdown(measured: dict[str, Any]) -> str:
     """A line for each case; then where and with what it was measured."""
     lines = writers(measured["results"]) if "label" in measured["results"][0] else cases(measured["results"])
     rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {of}" for of, rate in measured["operations_per_second"].items())
-    where = f"{measured['processor']}, {measured['threads']} threads; its limits: {rates}, "
+    machine = measured.get("gpu") or f"{measured['processor']}, {measured['threads']} threads"
+    where = f"{machine}; its limits: {rates}, "
     peers = {"PyTorch": measured["torch"], **measured.get("versions", {})}
     peers.pop("pygpt", None)
     where += f"{measured['bytes_per_second'] / 1e9:.0f} GB/s. {', '.join(map(' '.join, peers.items()))}; "
@@ -57,8 +59,9 @@ def writers(results: list[dict[str, Any]]) -> list[str]:
 
 
 def cell(result: dict[str, Any]) -> str:
-    ratio = f"{result['ratio']:.2f}×"
-    return f"{time_text(result['seconds'])}, {f'**{ratio}**' if result['ratio'] >= 1 else ratio}"
+    ratio = min(result["peer_seconds"], *result["rival_seconds"].values(), math.inf) / result["seconds"]
+    text = f"{ratio:.2f}×"
+    return f"{time_text(result['seconds'])}, {f'**{text}**' if ratio >= 1 else text}"
 
 
 def main(argv: list[str] | None = None) -> int:
