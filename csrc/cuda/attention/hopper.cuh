@@ -66,10 +66,9 @@ __global__ void __launch_bounds__(copy_threads) attention_copy_sm90(const __grid
     }
 }
 
-// A tensor (batch, time, heads, D) that tensor copies can read, with the same values: itself, or, where addresses are
-// no multiples of 16 bytes or vectors lie on one another, a copy with columns of zeros. So bits do not depend on
-// strides.
-inline TensorView for_tensor_copies(const TensorView& tensor) {
+// A tensor (batch, time, heads, D) as tensor copies may read and write it; none where addresses are no multiples of 16
+// bytes, or vectors lie on one another.
+inline std::optional<TensorView> as_it_is(const TensorView& tensor) {
     TensorView out = tensor;
     bool fits = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.shape[3] % chunk_elements == 0;
     for (int i = 0; i < 3; ++i) {
@@ -79,7 +78,14 @@ inline TensorView for_tensor_copies(const TensorView& tensor) {
             fits &= tensor.strides[i] % chunk_elements == 0 && tensor.strides[i] > 0;
         }
     }
-    if (fits || elements(tensor) == 0) return out;
+    return fits || elements(tensor) == 0 ? std::optional(out) : std::nullopt;
+}
+
+// A tensor (batch, time, heads, D) that tensor copies can read, with the same values: itself, or, where that can't be,
+// a copy with columns of zeros. So bits do not depend on strides.
+inline TensorView for_tensor_copies(const TensorView& tensor) {
+    if (const auto same = as_it_is(tensor)) return *same;
+    TensorView out = tensor;
     const std::int64_t width = divide_up(tensor.shape[3], chunk_elements) * chunk_elements;
     out.shape[3] = width;
     out.strides[3] = 1;
@@ -95,15 +101,15 @@ inline TensorView for_tensor_copies(const TensorView& tensor) {
     return out;
 }
 
-// The map of a tensor from for_tensor_copies, in boxes that are the blocks of a Tile.
+// The map of a tensor from for_tensor_copies, in boxes that are the blocks of a Tile, or so many of their rows.
 template <class Tile>
-CUtensorMap map_of(const TensorView& t) {
+CUtensorMap map_of(const TensorView& t, int rows = Tile::rows) {
     return tensor_map({t.data,
                        t.dtype,
                        4,
                        {t.shape[3], t.shape[1], t.shape[2], t.shape[0]},
                        {1, t.strides[1], t.strides[2], t.strides[0]},
-                       {Tile::block_columns, Tile::rows, 1, 1},
+                       {Tile::block_columns, rows, 1, 1},
                        Tile::swizzle == 128 ? Swizzle::bytes128 : Swizzle::bytes64});
 }
 
@@ -188,14 +194,27 @@ struct Ring {
 
 // ---- products ----
 
+// The descriptor of what begins so many bytes further on: only its low half changes.
+__device__ inline std::uint64_t further(std::uint64_t descriptor, int bytes) {
+    return (descriptor & ~std::uint64_t{0xffffffff}) | (static_cast<std::uint32_t>(descriptor) + (bytes >> 4));
+}
+
+// Where in a tile a column begins that is a multiple of 16.
+template <class Tile>
+constexpr int offset_of_column(int column) {
+    return column / Tile::block_columns * Tile::block_bytes +
+           column % Tile::block_columns * static_cast<int>(sizeof(typename Tile::Storage));
+}
+
 // sums = left[rows of the group] · rightᵀ, over all columns
 template <class Left, class Right, int sums>
 __device__ void start_rows(float (&d)[sums], std::uint32_t left, std::uint32_t right) {
     static_assert(Left::columns == Right::columns && Right::rows == 2 * sums);
+    const std::uint64_t from_left = Left::along_columns(left, 0), from_right = Right::along_columns(right, 0);
 #pragma unroll
     for (int k = 0; k < Left::columns; k += 16) {
-        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(d, Left::along_columns(left, k),
-                                                                         Right::along_columns(right, k), k > 0);
+        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(
+            d, further(from_left, offset_of_column<Left>(k)), further(from_right, offset_of_column<Right>(k)), k > 0);
     }
 }
 
@@ -216,9 +235,11 @@ __device__ void pack(Weights<steps>& to, const float (&from)[8 * steps]) {
 template <class Right, int sums, int steps>
 __device__ void start_weights(float (&d)[sums], const Weights<steps>& weights, std::uint32_t right) {
     static_assert(Right::rows == 16 * steps && Right::columns == 2 * sums);
+    const std::uint64_t from = Right::along_rows(right, 0);
 #pragma unroll
     for (int j = 0; j < steps; ++j) {
-        ptx::wgmma<typename Right::Storage, ptx::Major::other>(d, weights[j], Right::along_rows(right, 16 * j), true);
+        ptx::wgmma<typename Right::Storage, ptx::Major::other>(d, weights[j], further(from, 16 * j * Right::row_bytes),
+                                                               true);
     }
 }
 
