@@ -27,6 +27,9 @@ namespace {
 constexpr float infinity = __builtin_huge_valf();
 constexpr float ln_2 = 0.693147180559945309f;
 constexpr int warp_rows = 16;  // of a group's
+// Short sequences have few tiles a head: many heads would be under way at once, and their keys and values read again
+// for each tile from further away than L2.
+constexpr unsigned rounds_in_a_section = 2;
 
 // Sizes by what fits: accumulators of scores and of out, and weights, in the registers of a group; q, twice if there is
 // room, and stages of k and v in shared memory. GPTs' sequences are multiples of 128 keys, of which tiles then waste
@@ -41,6 +44,7 @@ struct HopperForward {
     static constexpr int q_stages = head_dim <= 128 ? 2 : 1;
     static constexpr int stages = head_dim <= 64 ? 4 : 2;
     static constexpr int item_stages = 2;
+    static constexpr bool halves = keys % 32 == 0;  // of key tiles are tiles too
     static constexpr int threads = (1 + groups) * group_threads;
     static constexpr int loading_registers = groups == 2 ? 40 : 32;
     static constexpr int multiplying_registers = groups == 2 ? 232 : 160;
@@ -61,9 +65,11 @@ struct ForwardArguments {
     int H, D, group;  // group: query heads of a kv head
 };
 
-// Of an item's tiles a group's rows see any key of [begin, end), and all keys of [whole, whole_end).
+// Of an item's tiles a group's rows see any key of [begin, end), and all keys of [whole, whole_end). Of the last one
+// they may see keys of the first half alone.
 struct GroupTiles {
     int begin, end, whole, whole_end;
+    bool half;
 };
 
 // All that loading and multiplying warps need to know of an item.
@@ -111,9 +117,10 @@ struct ForwardItem {
         const int base = __shfl_sync(all_lanes, any.begin, whole_tile) / T::keys * T::keys;
         const auto tiles_before = [](int keys) { return (keys + T::keys - 1) / T::keys; };
         if (of_group) {
-            groups[lane] = any.empty() ? GroupTiles{0, 0, 0, 0}
+            groups[lane] = any.empty() ? GroupTiles{0, 0, 0, 0, false}
                                        : GroupTiles{(any.begin - base) / T::keys, tiles_before(any.end - base),
-                                                    tiles_before(all.begin - base), (all.end - base) / T::keys};
+                                                    tiles_before(all.begin - base), (all.end - base) / T::keys,
+                                                    T::halves && (any.end - base - 1) % T::keys < T::keys / 2};
         } else if (lane == whole_sequence) {
             const int first_key = static_cast<int>(sequence.keys.begin);
             loads.seen.begin = first_key + any.begin;
@@ -225,6 +232,45 @@ __device__ void load(const ForwardArguments<typename T::Storage>& a, ForwardShar
         }
         load_v(tiles - 1, key - T::keys);
     }
+}
+
+// The descriptor of what begins so many bytes further on: only its low half changes.
+__device__ inline std::uint64_t further(std::uint64_t descriptor, int bytes) {
+    return (descriptor & ~std::uint64_t{0xffffffff}) | (static_cast<std::uint32_t>(descriptor) + (bytes >> 4));
+}
+
+// Where in a tile a column begins that is a multiple of 16.
+template <class Tile>
+constexpr int offset_of_column(int column) {
+    return column / Tile::block_columns * Tile::block_bytes +
+           column % Tile::block_columns * static_cast<int>(sizeof(typename Tile::Storage));
+}
+
+// scores = q[rows of the group] · kᵀ, of the tile's first keys
+template <class RowsTile, class KeysTile, int sums>
+__device__ void start_scores(float (&d)[sums], std::uint32_t q, std::uint32_t k) {
+    static_assert(KeysTile::rows >= 2 * sums);
+    const std::uint64_t from_q = RowsTile::along_columns(q, 0), from_k = KeysTile::along_columns(k, 0);
+#pragma unroll
+    for (int column = 0; column < RowsTile::columns; column += 16) {
+        ptx::wgmma<typename RowsTile::Storage, ptx::Major::k, ptx::Major::k>(
+            d, further(from_q, offset_of_column<RowsTile>(column)), further(from_k, offset_of_column<KeysTile>(column)),
+            column > 0);
+    }
+    ptx::wgmma_commit();
+}
+
+// out += weights · v, of the tile's first keys
+template <class KeysTile, int sums, int steps>
+__device__ void start_out(float (&d)[sums], const Weights<steps>& weights, std::uint32_t v) {
+    static_assert(KeysTile::rows >= 16 * steps && KeysTile::columns == 2 * sums);
+    const std::uint64_t from = KeysTile::along_rows(v, 0);
+#pragma unroll
+    for (int j = 0; j < steps; ++j) {
+        ptx::wgmma<typename KeysTile::Storage, ptx::Major::other>(d, weights[j],
+                                                                  further(from, 16 * j * KeysTile::row_bytes), true);
+    }
+    ptx::wgmma_commit();
 }
 
 // The turns of the multiplying groups to start their products.
@@ -368,6 +414,7 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
         if (!item.exists) break;
         const int tiles = uniform(item.loads.tiles);
         const int begin = uniform(item.groups[group].begin), end = uniform(item.groups[group].end);
+        const bool half = uniform(item.groups[group].half);
 
         // Nobody of this group sees these tiles.
         const auto pass_over = [&](int from, int to) {
@@ -390,29 +437,22 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
 #pragma unroll
         for (float& x : out) x = 0;
         const std::uint32_t q = shared.q[queries % T::q_stages].address() + first_row * T::RowsTile::row_bytes;
-        const auto start_scores = [&](unsigned n) {
-            start_rows<typename T::RowsTile, KeysTile>(s, q, shared.k[n % T::stages].address());
-            ptx::wgmma_commit();
-        };
-        const auto start_out = [&](unsigned n) {
-            start_weights<KeysTile>(out, weights, shared.v[n % T::stages].address());
-            ptx::wgmma_commit();
-        };
-        const auto finish_scores = [&](int tile) {
+        const auto finish_scores = [&](auto& x, int tile) {
+            constexpr int scores = sizeof x / sizeof *x;
             // In parts, or ptxas would work on all at once, for which there are no registers.
-            constexpr int parts = 2, part = T::keys / 2 / parts;
+            constexpr int parts = 2, part = scores / parts;
 #pragma unroll
-            for (int first = 0; first < T::keys / 2; first += part) {
+            for (int first = 0; first < scores; first += part) {
                 std::uint32_t capped[1] = {a.scoring.capped};
                 ptx::pin(capped);
                 if (capped[0]) {
 #pragma unroll
-                    for (int i = first; i < first + part; ++i) s[i] = a.scoring.cap(s[i]);
+                    for (int i = first; i < first + part; ++i) x[i] = a.scoring.cap(x[i]);
                 }
             }
             const GroupTiles& own = item.groups[group];
-            if (tile < own.whole || tile >= own.whole_end) item.hide(s, group, tile * T::keys);
-            return softmax.step(a.scoring, s, rescale);
+            if (tile < own.whole || tile >= own.whole_end) item.hide(x, group, tile * T::keys);
+            return softmax.step(a.scoring, x, rescale);
         };
         const auto finish_out = [&](unsigned n) {
             ptx::wgmma_wait<0>();
@@ -420,65 +460,90 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
             pin(weights);
             shared.v_ring.release(n);
         };
-
-        if (tiles > 0) shared.q_ring.wait_full(queries);
-        pass_over(0, begin);
-        if (begin < end) {
-            const unsigned first = before + begin;
-            shared.k_ring.wait_full(first);
+        // Scores and weights of the first tile.
+        const auto begin_with = [&](auto& x, auto& to) {
+            const unsigned n = before + begin;
+            shared.k_ring.wait_full(n);
             turn.wait();
-            ptx::pin(s);
+            ptx::pin(x);
             ptx::wgmma_fence();
-            start_scores(first);
+            start_scores<typename T::RowsTile, KeysTile>(x, q, shared.k[n % T::stages].address());
             turn.pass();
             ptx::wgmma_wait<0>();
-            ptx::pin(s);
-            shared.k_ring.release(first);
-            finish_scores(begin);
-            pack<Storage>(weights, s);
-        }
-        if constexpr (T::q_stages > 1) release_q();
-#pragma unroll 1
-        for (int tile = begin + 1; tile < end; ++tile) {
+            ptx::pin(x);
+            shared.k_ring.release(n);
+            finish_scores(x, begin);
+            pack<Storage>(to, x);
+        };
+        // Those of a further tile, while the one before is finished.
+        const auto go_on = [&](auto& x, auto& to, int tile) {
             const unsigned n = before + tile;
             shared.k_ring.wait_full(n);
             turn.wait();
-            ptx::pin(s);
+            ptx::pin(x);
             ptx::wgmma_fence();
-            start_scores(n);
+            start_scores<typename T::RowsTile, KeysTile>(x, q, shared.k[n % T::stages].address());
             shared.v_ring.wait_full(n - 1);
             ptx::pin(out);
             pin(weights);
             ptx::wgmma_fence();
-            start_out(n - 1);
+            start_out<KeysTile>(out, weights, shared.v[(n - 1) % T::stages].address());
             turn.pass();
             ptx::wgmma_wait<1>();
-            ptx::pin(s);
+            ptx::pin(x);
             shared.k_ring.release(n);
             // Both branches wait: before them, ptxas would move the wait up, before the softmax.
-            if (finish_scores(tile)) {
+            if (finish_scores(x, tile)) {
                 finish_out(n - 1);
 #pragma unroll
                 for (int i = 0; i < T::head_dim / 2; ++i) out[i] *= rescale[i / 2 % 2];
             } else {
                 finish_out(n - 1);
             }
-            pack<Storage>(weights, s);
-        }
+            pack<Storage>(to, x);
+        };
+        // The product of the last weights.
+        const auto end_with = [&](auto& by) {
+            const unsigned n = before + end - 1;
+            shared.v_ring.wait_full(n);
+            ptx::pin(out);
+            pin(by);
+            ptx::wgmma_fence();
+            start_out<KeysTile>(out, by, shared.v[n % T::stages].address());
+            pass_over(end, tiles);
+            ptx::wgmma_wait<0>();
+            ptx::pin(out);
+            pin(by);
+            shared.v_ring.release(n);
+        };
+
+        if (tiles > 0) shared.q_ring.wait_full(queries);
+        pass_over(0, begin);
+        const int whole_end = half ? end - 1 : end;
+        if (begin < whole_end) begin_with(s, weights);
+        if constexpr (T::q_stages > 1) release_q();
+#pragma unroll 1
+        for (int tile = begin + 1; tile < whole_end; ++tile) go_on(s, weights, tile);
+        static_assert(T::q_stages > 1 || !T::halves);
         if (tiles > 0) {
             ++queries;
             keeps_q = true;
             if constexpr (T::q_stages == 1) release_q();
         }
         if (begin < end) {
-            const unsigned last = before + end - 1;
-            shared.v_ring.wait_full(last);
-            ptx::pin(out);
-            pin(weights);
-            ptx::wgmma_fence();
-            start_out(last);
-            pass_over(end, tiles);
-            finish_out(last);
+            if (T::halves && half) {
+                constexpr int half_keys = T::halves ? T::keys / 2 : T::keys;
+                float half_s[half_keys / 2];
+                Weights<half_keys / 16> half_weights;
+                if (begin < whole_end) {
+                    go_on(half_s, half_weights, whole_end);
+                } else {
+                    begin_with(half_s, half_weights);
+                }
+                end_with(half_weights);
+            } else {
+                end_with(weights);
+            }
         } else {
             pass_over(end, tiles);
         }
@@ -575,7 +640,7 @@ void attention_forward_sm90(const attention::Forward& a) {
                                                       map_of<typename T::RowsTile>(out.value_or(q), warp_rows),
                                                       out.has_value(),
                                                       p.keys,
-                                                      Schedule<Over::rows>(p, T::rows),
+                                                      Schedule<Over::rows>(p, T::rows, rounds_in_a_section),
                                                       Scoring(p),
                                                       Vectors<Storage>(a.out),
                                                       static_cast<float*>(a.lse.data),

@@ -133,7 +133,8 @@ struct Schedule {
     unsigned items, blocks;
     unsigned* taken;  // by blocks that had their first
 
-    Schedule(const Problem& p, int tile)
+    // `rounds`: how many tiles for each block a section has at most, or 0 for as many as fit the cache.
+    Schedule(const Problem& p, int tile, unsigned rounds = 0)
         : tiling(p, tile, 1, static_cast<int>(over == Over::rows ? p.H : p.G)),
           heads(static_cast<unsigned>((p.keys.cu_seqlens ? 1 : p.keys.sequences()) * tiling.kv_heads)),
           tiles(static_cast<unsigned>(tiling.tiles)),
@@ -144,6 +145,12 @@ struct Schedule {
         section_heads = static_cast<unsigned>(together < group ? group : together > heads ? heads : together);
         const auto most = static_cast<unsigned>(multiprocessors(p.q.device.index));
         blocks = items < most ? items : most;
+        if (rounds > 0) {
+            const auto whole = static_cast<unsigned>(group);
+            const unsigned in_rounds = (rounds * blocks / tiles + whole - 1) / whole * whole;
+            const unsigned limit = in_rounds < whole ? whole : in_rounds;
+            section_heads = section_heads < limit ? section_heads : limit;
+        }
         taken = scratch<unsigned>(1);
         clear(taken, sizeof *taken);
     }
@@ -194,27 +201,14 @@ struct Ring {
 
 // ---- products ----
 
-// The descriptor of what begins so many bytes further on: only its low half changes.
-__device__ inline std::uint64_t further(std::uint64_t descriptor, int bytes) {
-    return (descriptor & ~std::uint64_t{0xffffffff}) | (static_cast<std::uint32_t>(descriptor) + (bytes >> 4));
-}
-
-// Where in a tile a column begins that is a multiple of 16.
-template <class Tile>
-constexpr int offset_of_column(int column) {
-    return column / Tile::block_columns * Tile::block_bytes +
-           column % Tile::block_columns * static_cast<int>(sizeof(typename Tile::Storage));
-}
-
 // sums = left[rows of the group] · rightᵀ, over all columns
 template <class Left, class Right, int sums>
 __device__ void start_rows(float (&d)[sums], std::uint32_t left, std::uint32_t right) {
     static_assert(Left::columns == Right::columns && Right::rows == 2 * sums);
-    const std::uint64_t from_left = Left::along_columns(left, 0), from_right = Right::along_columns(right, 0);
 #pragma unroll
     for (int k = 0; k < Left::columns; k += 16) {
-        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(
-            d, further(from_left, offset_of_column<Left>(k)), further(from_right, offset_of_column<Right>(k)), k > 0);
+        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(d, Left::along_columns(left, k),
+                                                                         Right::along_columns(right, k), k > 0);
     }
 }
 
@@ -235,11 +229,9 @@ __device__ void pack(Weights<steps>& to, const float (&from)[8 * steps]) {
 template <class Right, int sums, int steps>
 __device__ void start_weights(float (&d)[sums], const Weights<steps>& weights, std::uint32_t right) {
     static_assert(Right::rows == 16 * steps && Right::columns == 2 * sums);
-    const std::uint64_t from = Right::along_rows(right, 0);
 #pragma unroll
     for (int j = 0; j < steps; ++j) {
-        ptx::wgmma<typename Right::Storage, ptx::Major::other>(d, weights[j], further(from, 16 * j * Right::row_bytes),
-                                                               true);
+        ptx::wgmma<typename Right::Storage, ptx::Major::other>(d, weights[j], Right::along_rows(right, 16 * j), true);
     }
 }
 
