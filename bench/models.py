@@ -83,7 +83,7 @@ def decode_cases(config: GPTConfig) -> Iterator[Case]:
 def _models(config: GPTConfig, dtype: torch.dtype) -> tuple[GPT, PlainGPT, PlainGPT]:
     """Ours, theirs, and theirs in float64, with the same weights."""
     torch.manual_seed(1)
-    ours = GPT(config, dtype=dtype)
+    ours = GPT(config, device=torch.get_default_device(), dtype=dtype)
     theirs, exact = PlainGPT(config, dtype), PlainGPT(config, torch.float64)
     for model in (theirs, exact):
         model.load_state_dict(ours.state_dict())

@@ -33,7 +33,11 @@ def generator() -> torch.Generator:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the nightly tests out, unless ``-m`` asks for them."""
+    """Leave the nightly tests out, unless ``-m`` asks for them, and on the emulated device those of the CPU."""
+    if EMULATED:
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason="the rule of the CPU; CUDA's is another"))
     if "nightly" in config.option.markexpr:
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]

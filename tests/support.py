@@ -18,7 +18,7 @@ THREAD_COUNTS = (1, 2, 3, 7, 16)
 # The architecture whose kernels run on CPU tensors, or None.
 EMULATED = os.environ.get("PYGPT_EMULATE") or None
 # For tests of what only the CPU does: it raises what depends on values, and has no float16.
-on_the_cpu = pytest.mark.skipif(EMULATED is not None, reason="the rule of the CPU; CUDA's is another")
+on_the_cpu = pytest.mark.cpu
 
 
 def fresh_seed() -> int:
@@ -43,7 +43,7 @@ class DrawnOnTheCpu(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if "generator" not in kwargs or "device" in kwargs:
+        if kwargs.get("generator") is None or "device" in kwargs:
             return function(*args, **kwargs)
         return function(*args, **kwargs, device="cpu").to(torch.get_default_device())
 

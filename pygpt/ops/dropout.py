@@ -55,7 +55,7 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         raise TypeError(f"seed must be an int, an int64 tensor or None, but is a {type(seed).__name__}") from None
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit in 64 bits, but is {seed}")
-    return torch.tensor(seed, dtype=torch.int64, device=device)
+    return torch.full((), seed, dtype=torch.int64, device=device)  # no copy: it may stand in a CUDA graph
 
 
 def _forward(x: Tensor, seed: Tensor, p: float) -> Tensor:

@@ -41,6 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     decoders = [name for name in names if name.endswith("_decode")]
     if metafunc.definition.get_closest_marker("decode"):
         names = decoders
+    elif metafunc.definition.get_closest_marker("cpu"):
+        names = [name for name in names if not name.startswith("cuda")]
     elif EMULATED:  # all queries and rows of a training step take them too long
         names = [name for name in names if name.startswith("cuda") and name not in decoders]
     marked = [pytest.param(name, marks=[pytest.mark.cuda] if name.startswith("cuda") else []) for name in names]

@@ -383,7 +383,7 @@ def test_dropout_follows_the_documented_bits(implementation, generator, p):
         q, k, v = draw_qkv(generator, 2, 50, 130, 4, 2, 20, dtype)
         if refused(implementation, "it takes no dropout", q, k, v, dropout=p, seed=17):
             continue
-        keep = attention_mask(2, 4, 50, 130, p, 17) if p < 1 else torch.zeros(2, 4, 50, 130, dtype=torch.bool)
+        keep = attention_mask(2, 4, 50, 130, p, 17).to(q.device) if p < 1 else None
         if p < 1:
             check_against_reference(q, k, v, keep=keep, dropout=p, seed=17)
         else:
@@ -548,7 +548,7 @@ def test_bits_of_a_query_do_not_depend_on_what_is_beside_it(implementation, gene
 def test_dropout_of_few_queries_follows_the_documented_bits(implementation, generator):
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 2, 3, 150, 4, 2, 20, dtype)
-        keep = attention_mask(2, 4, 3, 150, 0.75, 17)
+        keep = attention_mask(2, 4, 3, 150, 0.75, 17).to(q.device)
         out = ops.attention(q, k, v, dropout=0.75, seed=17)
         exact = reference.attention(*(x.double() for x in (q, k, v)), keep=keep, dropout=0.75)
         assert_accurate(out, exact, plain_attention(q, k, v, keep=keep, dropout=0.75)[0], f"{dtype}")

@@ -37,7 +37,9 @@ def test_rows_and_gradient_match_the_reference(implementation, shape, vocabulary
         grad = (normal(generator, *shape, width) + 4).to(dtype)  # sums that do not cancel have a small relative error
         (out,), (grad_table,) = gradients(lambda t: ops.embedding(ids, t), [table], [grad])
         _, (exact,) = gradients(lambda t: reference.embedding(ids, t), [table.double()], [grad.double()])
-        _, (peer,) = gradients(lambda t: torch.nn.functional.embedding(ids, t), [table], [grad])
+        peer = exact
+        if width > 0:  # which PyTorch's CUDA kernel refuses
+            _, (peer,) = gradients(lambda t: torch.nn.functional.embedding(ids, t), [table], [grad])
         assert_same_bits(out, table[ids], f"{dtype}")
         assert grad_table.dtype == dtype
         assert_accurate(grad_table, exact, peer, f"{dtype}")

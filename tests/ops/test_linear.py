@@ -161,8 +161,6 @@ def test_many_rows_are_cut_into_blocks_without_a_trace(implementation, generator
 
 @on_the_cpu
 def test_a_packed_weight_is_the_same_for_every_implementation(implementation, generator):
-    if implementation.startswith("cuda"):
-        pytest.skip("packed weights are for the CPU")
     for dtype in dtypes_of(implementation):
         weight = normal(generator, 35, 7, dtype=dtype)
         panels = torch.zeros(64, 8 if dtype == torch.bfloat16 else 7, dtype=dtype)
@@ -177,8 +175,6 @@ def test_a_packed_weight_is_the_same_for_every_implementation(implementation, ge
 
 @on_the_cpu
 def test_weights_packed_in_one_block_are_those_packed_alone(implementation, generator):
-    if implementation.startswith("cuda"):
-        pytest.skip("packed weights are for the CPU")
     for dtype in dtypes_of(implementation):
         weights = [normal(generator, *shape, dtype=dtype) for shape in ((35, 7), (1, 1), (0, 4), (3, 0), (64, 33))]
         packed = ops.pack_linears(weights)

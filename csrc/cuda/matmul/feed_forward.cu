@@ -74,8 +74,9 @@ void feed_forward_backward(const feed_forward::Backward& a) {
     }
     const Matrix grad_out = operand(a.grad_out, a.M, a.N, dtype);
     const TensorView g = scratch_like(a.pre_activation, a.M * a.hidden);
-    std::optional<TensorView> activated;
-    if (a.grad_w_out) activated = scratch_like(a.pre_activation, a.M * a.hidden);
+    const bool activates = a.activation != Activation::none;
+    const TensorView activated =
+        activates && a.grad_w_out ? scratch_like(a.pre_activation, a.M * a.hidden) : a.pre_activation;
     product<architecture>({.dtype = dtype,
                            .form = Form::rows_across,
                            .a = grad_out,
@@ -84,8 +85,8 @@ void feed_forward_backward(const feed_forward::Backward& a) {
                            .N = a.hidden,
                            .K = a.N,
                            .epilogue = {.activation = a.activation,
-                                        .slope_at = a.pre_activation.data,
-                                        .activated = pointer<void>(activated),
+                                        .slope_at = activates ? a.pre_activation.data : nullptr,
+                                        .activated = activates && a.grad_w_out ? activated.data : nullptr,
                                         .out = either(g),
                                         .pitch = a.hidden}});
     if (a.grad_b_in) {
@@ -99,7 +100,7 @@ void feed_forward_backward(const feed_forward::Backward& a) {
     if (a.grad_w_out) {
         weight_gradient<architecture>({.dtype = dtype,
                                        .a = grad_out,
-                                       .b = operand(*activated, a.M, a.hidden, dtype),
+                                       .b = operand(activated, a.M, a.hidden, dtype),
                                        .M = a.N,
                                        .N = a.hidden,
                                        .K = a.M,

@@ -55,7 +55,8 @@ struct Either {
 Either either(const TensorView& tensor);
 Either either(const std::optional<TensorView>& tensor);
 
-// What happens to a sum, in float32, in this order.
+// What happens to a sum, in float32, in this order. An activation is applied by products of rows_rows, its slope by
+// those of rows_across.
 struct Epilogue {
     Either bias = {};                // (N,), added
     void* pre_activation = nullptr;  // (M, N), written, in the product's dtype

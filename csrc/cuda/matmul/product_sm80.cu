@@ -306,11 +306,12 @@ __device__ void finish(const Epilogue& e, std::int64_t part, const float* sums, 
     left -= lane * 4;
     if (left <= 0) return;
     const std::int64_t column = n + lane * 4;
-    const Floats<4> bias = bias_of<packs, Storage>(e, column, left);
+    const Floats<4> bias = bias_of<packs, 4, Storage>(e, column, left);
     for (int row = static_cast<int>(threadIdx.x) / warp_lanes; row < rows; row += Traits::threads / warp_lanes) {
         const std::int64_t at = (e.row_of ? e.row_of[m + row] : m + row) * e.pitch + column;
         const float4 sum = *reinterpret_cast<const float4*>(sums + row * sums_pitch + lane * 4);
-        finish_four<packs, Storage>(e, part, at, left, bias, {sum.x, sum.y, sum.z, sum.w});
+        finish_together<Precision::of_32_bits, packs, Storage>(e, part, at, left, bias,
+                                                               Floats<4>{sum.x, sum.y, sum.z, sum.w});
     }
 }
 
@@ -397,7 +398,7 @@ void product<80>(const Product& p) {
         .m_limit = p.m_limit,
         .k_limit = p.k_limit,
         .part_k = p.part_k == 0 ? p.K : p.part_k,
-        .packs = in_packs(e, p.N),
+        .packs = in_packs(e, 4, p.N),
         .epilogue = e,
     };
     with_storage(p.dtype, [&](auto storage) {

@@ -1,15 +1,10 @@
 // Matrix products by wgmma, of 16-bit numbers on Hopper.                      a (M, K) · b (K, N) -> out (M, N)
 //
 // A block has a producer, one thread that starts tensor copies, and two consumers, warpgroups of 128 threads that each
-// hold sums of (64, 256) in registers: 128 a thread. It stays on its multiprocessor and takes one output tile after the
-// other, while the producer runs ahead into the next. K goes in steps of 64 through a ring of 4 stages: `full` says
-// that a stage's bytes have landed, `empty` that all who multiply it are done. One group of products is always under
-// way while the stage of the group before is given back.
-//
-// Cooperative: the consumers share a tile of (128, 256), 64 rows each.
-// Ping-pong (where an activation is computed): a tile is (64, 256), and the consumers take turns: one multiplies while
-// the other activates and stores. Activations cost two operations of the special function unit an element, 16 a clock:
-// 2048 clocks a tile, beside 6144 of products at K = 768.
+// hold sums of (64, tile_n) in registers: of a tile of (128, tile_n) 64 rows each. It stays on its multiprocessor and
+// takes one output tile after the other, while the producer runs ahead into the next. K goes in steps of 64 through a
+// ring of stages: `full` says that a stage's bytes have landed, `empty` that all who multiply it are done. One group of
+// products is always under way while the stage of the group before is given back.
 //
 // Two blocks whose tiles lie one below the other are a cluster: each loads half of b's stage into both, which so comes
 // from L2 once. Tiles go in patches of 8 high, so that what runs at one time reads few different rows and columns.
@@ -18,21 +13,26 @@
 // time, by the same instruction wherever it stands: its bits depend on its row, its column and K, not on the tile's
 // shape, the cluster, or which block takes it.
 //
-// Sums leave in slices of 64 columns: residual and slope are read from global memory, results go through a swizzled
-// buffer (stmatrix) and a tensor store, which clips at the edges. Rows that are no multiples of 16 bytes, or that are
-// scattered, are stored by the threads.
+// Sums leave in slices of 64 columns. The bias waits in shared memory. What a slice stands beside, a residual or the
+// place of a slope, comes by a tensor copy during the products or the slice before; results go through a swizzled
+// buffer (stmatrix) and a tensor store, which clips at the edges. Where tensor copies cannot go, because rows are no
+// multiples of 16 bytes, or scattered, the threads read and write.
 //
-// The floor is 2·M·N·K operations, 4096 a clock and multiprocessor. A stage of the cooperative tile is 1024 clocks of
-// products; 48 KB are copied in it, 32 KB of them from L2 in a cluster. Tile, stages and cluster are chosen by such
-// counts, not by measurement.
+// The floor is 2·M·N·K operations, 4096 a clock and multiprocessor. A step of the tile 256 wide is 1024 clocks of
+// products; shared memory, 128 bytes a clock, is as busy: 48 KB come in, and each of 8 products reads 10 KB. A narrower
+// tile is bound by shared memory, and chosen where it leaves fewer multiprocessors without work (clocks_of). An
+// activation takes two operations of the special function unit an element, 16 a clock: 4096 clocks a tile of 256, which
+// nothing hides.
 #include <algorithm>
 
 #include "cuda/launch.h"
 #include "cuda/matmul/activation.cuh"
+#include "cuda/matmul/epilogue.cuh"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
 #include "cuda/ptx/cluster.cuh"
 #include "cuda/ptx/convert.cuh"
+#include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/named_barrier.cuh"
 #include "cuda/ptx/proxy_fence.cuh"
@@ -52,44 +52,51 @@ constexpr int consumers = 2;
 constexpr int threads = group_threads * (1 + consumers);
 constexpr int producer_registers = 24;
 constexpr int consumer_registers = 240;  // 24 + 2 · 240 = 3 · 168, what a thread starts with
+constexpr int most_shared_bytes = 227 << 10;
 
 constexpr int group_m = 64;  // rows of a consumer's sums
-constexpr int tile_n = 256;
+constexpr int tile_m = group_m * consumers;
 constexpr int step_k = 64;
-constexpr int row_bytes = 128;  // of a step's numbers in shared memory: the widest swizzle
-constexpr int stages = 4;
+constexpr int product_k = 16;    // of one instruction
+constexpr int row_bytes = 128;   // of a step's numbers in shared memory: the widest swizzle
 constexpr int patch_height = 8;  // tiles
 
 constexpr int slice_n = 64;  // columns that leave at one time
-constexpr int slices = tile_n / slice_n;
 constexpr int buffer_bytes = group_m * row_bytes;
 constexpr int buffers = 2;  // of a consumer
 
 // Barriers of warps; 0 is __syncthreads.
-constexpr int turn_barrier = 1;      // and the next: whose turn it is to multiply
-constexpr int consumer_barrier = 3;  // and the next: of a consumer's warps
+constexpr int consumer_barrier = 1;  // and the next: of a consumer's warps
 
-template <class Storage_, Form form, bool activates_>
+// With an activation: form rows_rows applies it, rows_across multiplies by its slope, beside which there is no bias and
+// no pre_activation.
+template <class Storage_, Form form, Activation activation_, int tile_n_>
 struct Traits {
     using Storage = Storage_;
     static constexpr ptx::Major a_major = form == Form::across_across ? ptx::Major::other : ptx::Major::k;
     static constexpr ptx::Major b_major = form == Form::rows_rows ? ptx::Major::k : ptx::Major::other;
-    static constexpr bool activates = activates_;
-    static constexpr int sharers = activates ? 1 : consumers;  // of a tile
-    static constexpr int tile_m = group_m * sharers;
+    static constexpr Activation activation = activation_;
+    static constexpr bool activates = activation != Activation::none && form == Form::rows_rows;
+    static constexpr bool slopes = activation != Activation::none && form == Form::rows_across;
+    static constexpr int tile_n = tile_n_;
+    static constexpr int slices = tile_n / slice_n;
     static constexpr int a_bytes = tile_m * row_bytes;
     static constexpr int b_bytes = tile_n * row_bytes;
     static constexpr int stage_bytes = a_bytes + b_bytes;
-    // Of b: boxes are at most 256 rows high, and half of them is a block's share in a cluster.
+    static constexpr int stages =
+        (most_shared_bytes - consumers * (buffers * buffer_bytes + tile_n * 4) - 256) / stage_bytes;
+    // Of b: boxes are at most 256 rows high, and about half of them is a block's share in a cluster.
     static constexpr int b_boxes = b_major == ptx::Major::k ? 2 : tile_n / 64;
 };
 
 template <class Traits>
 struct alignas(1024) Shared {
-    unsigned char stage[stages][Traits::stage_bytes];  // a, then b
+    unsigned char stage[Traits::stages][Traits::stage_bytes];  // a, then b
     unsigned char buffer[consumers][buffers][buffer_bytes];
-    std::uint64_t full[stages];
-    std::uint64_t empty[stages];
+    float bias[consumers][Traits::tile_n];
+    std::uint64_t full[Traits::stages];
+    std::uint64_t empty[Traits::stages];
+    std::uint64_t beside[consumers];
 };
 
 // Addresses of what a block shares.
@@ -103,13 +110,20 @@ struct Addresses {
     __device__ std::uint32_t buffer(int consumer) const {
         return base + offsetof(Layout, buffer) + consumer * buffers * buffer_bytes;
     }
+    __device__ std::uint32_t bias(int consumer) const {
+        return base + offsetof(Layout, bias) + consumer * Traits::tile_n * 4;
+    }
     __device__ std::uint32_t full(int stage) const { return base + offsetof(Layout, full) + stage * 8; }
     __device__ std::uint32_t empty(int stage) const { return base + offsetof(Layout, empty) + stage * 8; }
+    __device__ std::uint32_t beside(int consumer) const { return base + offsetof(Layout, beside) + consumer * 8; }
 };
+
+enum class Beside { none, slope, residual };
 
 struct Parameters {
     CUtensorMap a, b;
     CUtensorMap out, pre_activation, activated;  // (part, M, N), where `by_copies`
+    CUtensorMap beside;                          // where `copied` is not none
     int M, N, K;
     int part_k;
     int cluster;        // blocks of one
@@ -118,6 +132,8 @@ struct Parameters {
     int rows, columns;  // of clusters' tiles in one part
     Limit m_limit, k_limit;
     bool by_copies;  // results leave by tensor stores
+    Beside copied;   // what comes by tensor copies, if they do
+    bool adds;       // to what `out` holds, if by copies: a residual that lies there
     bool pairs;      // two neighbours of a row may be read or written at a time
     Epilogue epilogue;
 };
@@ -156,11 +172,11 @@ class Tiles {
             const int first = inside / (patch * p_.columns) * patch;
             const int height = p_.rows - first < patch ? p_.rows - first : patch;
             const int in_patch = inside % (patch * p_.columns);
-            top = (first + in_patch % height) * p_.cluster * Traits::tile_m;
+            top = (first + in_patch % height) * p_.cluster * tile_m;
             tile.part = at_ / (p_.rows * p_.columns);
-            tile.n = in_patch / height * tile_n;
+            tile.n = in_patch / height * Traits::tile_n;
         } while (top >= M_);
-        tile.m = top + static_cast<int>(blockIdx.x) % p_.cluster * Traits::tile_m;
+        tile.m = top + static_cast<int>(blockIdx.x) % p_.cluster * tile_m;
         tile.k = tile.part * p_.part_k;
         const int left = p_.K - tile.k < p_.part_k ? p_.K - tile.k : p_.part_k;
         tile.steps = (limited(p_.k_limit, tile.k, left) + step_k - 1) / step_k;
@@ -176,6 +192,7 @@ class Tiles {
 };
 
 // Where the ring stands: its stage, and the parity of the lap.
+template <int stages>
 struct Place {
     unsigned steps = 0;
     __device__ int stage() const { return static_cast<int>(steps % stages); }
@@ -189,25 +206,25 @@ __device__ void produce(const Addresses<Traits>& shared, const Parameters& p) {
     ptx::tma_prefetch(p.a);
     ptx::tma_prefetch(p.b);
     constexpr int b_box_bytes = Traits::b_bytes / Traits::b_boxes;
-    constexpr int b_box_n = tile_n / Traits::b_boxes;
+    constexpr int b_box_n = Traits::tile_n / Traits::b_boxes;
     const int cluster = p.cluster;
     const int rank = static_cast<int>(blockIdx.x) % cluster;
     const auto everybody = static_cast<std::uint16_t>((1 << cluster) - 1);
     Tiles<Traits> tiles(p);
     Tile tile;
-    Place place;
+    Place<Traits::stages> place;
     while (tiles.next(tile)) {
         for (int step = 0; step < tile.steps; ++step, ++place.steps) {
             const std::uint32_t full = shared.full(place.stage());
             const std::uint32_t a = shared.a(place.stage());
             const std::uint32_t b = shared.b(place.stage());
             const int k = tile.k + step * step_k;
-            ptx::mbarrier_wait_cluster(shared.empty(place.stage()), place.parity() ^ 1);
+            ptx::mbarrier_wait(shared.empty(place.stage()), place.parity() ^ 1);
             ptx::mbarrier_arrive_expect(full, Traits::stage_bytes);
             if constexpr (Traits::a_major == ptx::Major::k) {
                 ptx::tma_load(a, p.a, {k, tile.m}, full);
             } else {
-                for (int i = 0; i < Traits::sharers; ++i) {
+                for (int i = 0; i < consumers; ++i) {
                     ptx::tma_load(a + i * group_m * row_bytes, p.a, {tile.m + i * group_m, k}, full);
                 }
             }
@@ -227,16 +244,16 @@ __device__ void produce(const Addresses<Traits>& shared, const Parameters& p) {
 
 // ---- The consumers: products ----
 
-using Sums = float[tile_n / 2];
+template <class Traits>
+using Sums = float[Traits::tile_n / 2];
 
 // The steps of one tile.
 template <class Traits>
-__device__ void multiply(Sums& sums, const Addresses<Traits>& shared, Place& place, int steps, int share, int cluster,
-                         int thread) {
+__device__ void multiply(Sums<Traits>& sums, const Addresses<Traits>& shared, Place<Traits::stages>& place, int steps,
+                         int consumer, int cluster, int thread) {
     using Storage = typename Traits::Storage;
-    constexpr int k_of_product = 16;
-    constexpr int a_next = Traits::a_major == ptx::Major::k ? k_of_product * 2 : k_of_product * row_bytes;
-    constexpr int b_next = Traits::b_major == ptx::Major::k ? k_of_product * 2 : k_of_product * row_bytes;
+    constexpr int a_next = Traits::a_major == ptx::Major::k ? product_k * 2 : product_k * row_bytes;
+    constexpr int b_next = Traits::b_major == ptx::Major::k ? product_k * 2 : product_k * row_bytes;
     const auto give_back = [&](int stage) {
         if (thread >= cluster) return;
         ptx::mbarrier_arrive_cluster(ptx::cluster_address(shared.empty(stage), thread));
@@ -249,11 +266,11 @@ __device__ void multiply(Sums& sums, const Addresses<Traits>& shared, Place& pla
     int last = 0;
     for (int step = 0; step < steps; ++step, ++place.steps) {
         ptx::mbarrier_wait(shared.full(place.stage()), place.parity());
-        const std::uint32_t a = shared.a(place.stage()) + share * group_m * row_bytes;
+        const std::uint32_t a = shared.a(place.stage()) + consumer * group_m * row_bytes;
         const std::uint32_t b = shared.b(place.stage());
         ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < step_k / k_of_product; ++i) {
+        for (int i = 0; i < step_k / product_k; ++i) {
             ptx::wgmma<Storage, Traits::a_major, Traits::b_major>(
                 sums, ptx::matrix_descriptor<row_bytes, Traits::a_major>(a + i * a_next),
                 ptx::matrix_descriptor<row_bytes, Traits::b_major>(b + i * b_next, step_k * row_bytes), step + i > 0);
@@ -277,25 +294,6 @@ __device__ void multiply(Sums& sums, const Addresses<Traits>& shared, Place& pla
 constexpr int held = slice_n / 2;
 using Slice = float[held];
 
-// Whether what a pair stands for exists, and where.
-struct Pairs {
-    std::int64_t at[2];  // of the first column, in either row
-    bool exists[2];      // the row
-    int left;            // columns from the first on
-    bool together;       // see Parameters::pairs
-};
-
-// Calls f(i, where, whether the second of the pair exists) for the pairs i, i + 1 of a slice that exist.
-template <class F>
-__device__ void for_pairs(const Pairs& pairs, F&& f) {
-#pragma unroll
-    for (int i = 0; i < held; i += 2) {
-        const int column = i / 4 * 8;
-        const int row = i / 2 % 2;
-        if (pairs.exists[row] && column < pairs.left) f(i, pairs.at[row] + column, column + 1 < pairs.left);
-    }
-}
-
 // The same in the product's dtype: element i is sums 2i and 2i + 1.
 using Packed = std::uint32_t[held / 2];
 
@@ -306,52 +304,13 @@ __device__ float2 unpacked(std::uint32_t pair) {
     return {to_float(both[0]), to_float(both[1])};
 }
 
-// Reads what a slice stands beside; what does not exist is 0.
-__device__ inline void read_slice(Slice& slice, const float* from, const Pairs& pairs) {
-#pragma unroll
-    for (float& x : slice) x = 0;
-    for_pairs(pairs, [&](int i, std::int64_t at, bool second) {
-        if (pairs.together) {
-            const float2 both = *reinterpret_cast<const float2*>(from + at);
-            slice[i] = both.x;
-            slice[i + 1] = both.y;
-        } else {
-            slice[i] = from[at];
-            if (second) slice[i + 1] = from[at + 1];
-        }
-    });
-}
 template <class Storage>
-__device__ void read_slice(Packed& slice, const Storage* from, const Pairs& pairs) {
+__device__ void add_packed(Slice& x, const Packed& more) {
 #pragma unroll
-    for (std::uint32_t& pair : slice) pair = 0;
-    for_pairs(pairs, [&](int i, std::int64_t at, bool second) {
-        if (pairs.together) {
-            slice[i / 2] = *reinterpret_cast<const std::uint32_t*>(from + at);
-        } else {
-            const auto* bits = reinterpret_cast<const std::uint16_t*>(from + at);
-            slice[i / 2] = bits[0];
-            if (second) slice[i / 2] |= std::uint32_t{bits[1]} << 16;
-        }
-    });
-}
-
-template <class Storage>
-__device__ void add_slice(Slice& x, const Either& from, const Pairs& pairs) {
-    if (from.float32) {
-        Slice more;
-        read_slice(more, static_cast<const float*>(from.data), pairs);
-#pragma unroll
-        for (int i = 0; i < held; ++i) x[i] += more[i];
-    } else {
-        Packed more;
-        read_slice(more, static_cast<const Storage*>(from.data), pairs);
-#pragma unroll
-        for (int i = 0; i < held; i += 2) {
-            const float2 both = unpacked<Storage>(more[i / 2]);
-            x[i] += both.x;
-            x[i + 1] += both.y;
-        }
+    for (int i = 0; i < held; i += 2) {
+        const float2 both = unpacked<Storage>(more[i / 2]);
+        x[i] += both.x;
+        x[i + 1] += both.y;
     }
 }
 
@@ -361,27 +320,39 @@ __device__ void pack_slice(Packed& to, const Slice& slice) {
     for (int i = 0; i < held; i += 2) to[i / 2] = ptx::pack_pair<Storage>(slice[i], slice[i + 1]);
 }
 
-// What a consumer writes with: buffers that take turns, and who it is.
+// What a consumer writes with: buffers that take turns, and who it is. Where something comes by copies it has the first
+// buffer, and the second is for results.
 struct Writer {
     std::uint32_t buffer;  // the first
     int consumer;
     int thread;  // of the consumer's
-    int turn = 0;
+    bool in_turns;
+    int turn = 1;
 
     __device__ void together() const { ptx::barrier_sync(consumer_barrier + consumer, group_threads); }
 
-    // Fills the next buffer by fill(address) and stores it, a box of the map at `at`.
+    // Fills the next buffer by fill(address) and stores it, a box of the map at `at`, or adds it to what is there.
     template <class Fill>
-    __device__ void store(const CUtensorMap& map, const int (&at)[3], Fill&& fill) {
+    __device__ void store(const CUtensorMap& map, const int (&at)[3], bool adds, Fill&& fill) {
         const std::uint32_t address = buffer + turn * buffer_bytes;
-        turn ^= 1;
-        if (thread == 0) ptx::tma_wait_read<buffers - 1>();
+        if (in_turns) turn ^= 1;
+        if (thread == 0) {
+            if (in_turns) {
+                ptx::tma_wait_read<buffers - 1>();
+            } else {
+                ptx::tma_wait_read<0>();
+            }
+        }
         together();
         fill(address);
         ptx::fence_async_shared();
         together();
         if (thread == 0) {
-            ptx::tma_store(map, at, address);
+            if (adds) {
+                ptx::tma_add(map, at, address);
+            } else {
+                ptx::tma_store(map, at, address);
+            }
             ptx::tma_commit();
         }
     }
@@ -393,25 +364,14 @@ __device__ inline std::uint32_t chunk_address(std::uint32_t buffer, int r, int c
     return buffer + r * row_bytes + ((c ^ r % 8) << 4);
 }
 
-// Stores a slice, by tensor stores or by the threads.
-__device__ inline void write_slice(Writer& writer, const Slice& slice, float* to, const CUtensorMap& map,
-                                   const int (&at)[3], bool by_copies, const Pairs& pairs) {
-    if (!by_copies) {
-        for_pairs(pairs, [&](int i, std::int64_t place, bool second) {
-            if (pairs.together) {
-                *reinterpret_cast<float2*>(to + place) = {slice[i], slice[i + 1]};
-            } else {
-                to[place] = slice[i];
-                if (second) to[place + 1] = slice[i + 1];
-            }
-        });
-        return;
-    }
+// Stores a slice by copies, or adds it to what is there.
+__device__ inline void write_slice(Writer& writer, const Slice& slice, const CUtensorMap& map, const int (&at)[3],
+                                   bool adds) {
     const int lane = writer.thread % warp_lanes;
     const int row = writer.thread / warp_lanes * 16 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        writer.store(map, {at[0] + half * slice_n / 2, at[1], at[2]}, [&](std::uint32_t buffer) {
+        writer.store(map, {at[0] + half * slice_n / 2, at[1], at[2]}, adds, [&](std::uint32_t buffer) {
             const std::uint32_t first = chunk_address(buffer, row, lane % 4 / 2) + lane % 2 * 8;
 #pragma unroll
             for (int i = 0; i < held / 2; i += 2) {
@@ -421,24 +381,10 @@ __device__ inline void write_slice(Writer& writer, const Slice& slice, float* to
         });
     }
 }
-template <class Storage>
-__device__ void write_slice(Writer& writer, const Packed& slice, Storage* to, const CUtensorMap& map,
-                            const int (&at)[3], bool by_copies, const Pairs& pairs) {
-    if (!by_copies) {
-        for_pairs(pairs, [&](int i, std::int64_t place, bool second) {
-            if (pairs.together) {
-                *reinterpret_cast<std::uint32_t*>(to + place) = slice[i / 2];
-            } else {
-                auto* bits = reinterpret_cast<std::uint16_t*>(to + place);
-                bits[0] = static_cast<std::uint16_t>(slice[i / 2]);
-                if (second) bits[1] = static_cast<std::uint16_t>(slice[i / 2] >> 16);
-            }
-        });
-        return;
-    }
+__device__ inline void write_slice(Writer& writer, const Packed& slice, const CUtensorMap& map, const int (&at)[3]) {
     const int lane = writer.thread % warp_lanes;
     const int row = writer.thread / warp_lanes * 16 + lane % 16;
-    writer.store(map, at, [&](std::uint32_t buffer) {
+    writer.store(map, at, false, [&](std::uint32_t buffer) {
         const std::uint32_t first = chunk_address(buffer, row, lane / 16);
 #pragma unroll
         for (int i = 0; i < held / 2; i += 4) {
@@ -447,172 +393,221 @@ __device__ void write_slice(Writer& writer, const Packed& slice, Storage* to, co
     });
 }
 
-// Activations work on the first few sums of a slice at a time, in a loop that is not unrolled: their code stands there
-// once, and does not need registers for all of a slice. What has been worked on goes to the end.
-constexpr int together = 4;
+// What came by copies: a slice of (64, 64) in the first buffer.
+class Copied {
+  public:
+    __device__ Copied(std::uint32_t buffer, std::uint32_t landed) : buffer_(buffer), landed_(landed) {}
 
-template <class F>
-__device__ void in_turns(F&& f) {
-#pragma unroll 1
-    for (int turn = 0; turn < held / together; ++turn) f();
-}
-
-template <int by, class Register, int count>
-__device__ void rotate(Register (&registers)[count]) {
-    Register first[by];
-#pragma unroll
-    for (int i = 0; i < by; ++i) first[i] = registers[i];
-#pragma unroll
-    for (int i = 0; i < count - by; ++i) registers[i] = registers[i + by];
-#pragma unroll
-    for (int i = 0; i < by; ++i) registers[count - by + i] = first[i];
-}
-
-// Calls f with the activation as a constant.
-template <class F>
-__device__ void with_activation(Activation activation, F&& f) {
-    switch (activation) {
-        case Activation::none:
-            return;
-        case Activation::gelu:
-            return f(std::integral_constant<Activation, Activation::gelu>{});
-        case Activation::gelu_tanh:
-            return f(std::integral_constant<Activation, Activation::gelu_tanh>{});
-        case Activation::relu:
-            return f(std::integral_constant<Activation, Activation::relu>{});
+    // Starts the copy of the box at `at`; by one thread.
+    __device__ void start(const CUtensorMap& map, const int (&at)[3]) const {
+        ptx::mbarrier_arrive_expect(landed_, buffer_bytes);
+        ptx::tma_load(buffer_, map, at, landed_);
     }
-}
 
-// One slice: everything that product.h says happens to a sum.
+    // Waits for it and reads it. Afterwards, and after Writer::together(), the next may be started.
+    __device__ void read(Packed& slice, int thread) {
+        ptx::mbarrier_wait(landed_, parity_);
+        parity_ ^= 1;
+        const int row = thread / warp_lanes * 16 + thread % 16;
+        const std::uint32_t first = chunk_address(buffer_, row, thread % warp_lanes / 16);
+#pragma unroll
+        for (int i = 0; i < held / 2; i += 4) {
+            std::uint32_t four[4];
+            ptx::ldmatrix(four, first ^ i / 4 << 5);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) slice[i + j] = four[j];
+        }
+        ptx::fence_async_shared();
+    }
+
+  private:
+    std::uint32_t buffer_, landed_;
+    unsigned parity_ = 0;
+};
+
+// One slice, all by copies: everything that product.h says happens to a sum. `copied` holds what came, `bias` is the
+// slice's.
 template <class Traits>
-__device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, const int (&at)[3], const Pairs& pairs) {
+__device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, const int (&at)[3], Packed& copied,
+                             std::uint32_t bias) {
     using Storage = typename Traits::Storage;
+    constexpr Activation activation = Traits::activation;
     const Epilogue& e = p.epilogue;
-    if (e.bias.data) {
-        Pairs of_bias = pairs;
-        of_bias.at[0] = of_bias.at[1] = at[0] + writer.thread % 4 * 2;
-        add_slice<Storage>(x, e.bias, of_bias);
-    }
-    if (e.pre_activation) {
-        Packed z;
-        pack_slice<Storage>(z, x);
-        write_slice(writer, z, static_cast<Storage*>(e.pre_activation), p.pre_activation, at, p.by_copies, pairs);
-    }
-    if constexpr (Traits::activates) {
-        if (e.slope_at) {
-            Packed z;
-            read_slice(z, static_cast<const Storage*>(e.slope_at), pairs);
-            with_activation(e.activation, [&](auto activation) {
-                in_turns([&] {
+    if (!Traits::slopes && e.bias.data) {
+        bias += writer.thread % 4 * 8;
 #pragma unroll
-                    for (int i = 0; i < together; i += 2) {
-                        const float2 both = unpacked<Storage>(z[i / 2]);
-                        const Activated first = activate_with_slope(activation, both.x);
-                        const Activated second = activate_with_slope(activation, both.y);
-                        x[i] *= first.slope;
-                        x[i + 1] *= second.slope;
-                        z[i / 2] = ptx::pack_pair<Storage>(first.value, second.value);
-                    }
-                    rotate<together>(x);
-                    rotate<together / 2>(z);
-                });
-            });
-            if (e.activated) {
-                write_slice(writer, z, static_cast<Storage*>(e.activated), p.activated, at, p.by_copies, pairs);
-            }
-        } else {
-            with_activation(e.activation, [&](auto activation) {
-                in_turns([&] {
-#pragma unroll
-                    for (int i = 0; i < together; ++i) x[i] = activate(activation, x[i]);
-                    rotate<together>(x);
-                });
-            });
+        for (int i = 0; i < held; i += 4) {
+            const float2 both = ptx::load_shared(bias + i * 8);
+            x[i] += both.x;
+            x[i + 1] += both.y;
+            x[i + 2] += both.x;
+            x[i + 3] += both.y;
         }
     }
-    if (e.residual.data) add_slice<Storage>(x, e.residual, pairs);
+    if (!Traits::slopes && e.pre_activation) {
+        Packed z;
+        pack_slice<Storage>(z, x);
+        write_slice(writer, z, p.pre_activation, at);
+    }
+    if constexpr (Traits::activates) {
+#pragma unroll
+        for (float& each : x) each = activate<Precision::of_16_bits>(activation, each);
+    }
+    if constexpr (Traits::slopes) {
+#pragma unroll
+        for (int i = 0; i < held; i += 2) {
+            const float2 both = unpacked<Storage>(copied[i / 2]);
+            const Activated first = activate_with_slope<Precision::of_16_bits>(activation, both.x);
+            const Activated second = activate_with_slope<Precision::of_16_bits>(activation, both.y);
+            x[i] *= first.slope;
+            x[i + 1] *= second.slope;
+            copied[i / 2] = ptx::pack_pair<Storage>(first.value, second.value);
+        }
+        if (e.activated) write_slice(writer, copied, p.activated, at);
+    } else if (p.copied == Beside::residual) {
+#pragma unroll
+        for (int i = 0; i < held; i += 2) {
+            const float2 more = unpacked<Storage>(copied[i / 2]);
+            x[i] = __fadd_rn(x[i], more.x);
+            x[i + 1] = __fadd_rn(x[i + 1], more.y);
+        }
+    }
     if (e.out.float32) {
-        write_slice(writer, x, static_cast<float*>(e.out.data), p.out, at, p.by_copies, pairs);
+        write_slice(writer, x, p.out, at, p.adds);
     } else {
         Packed out;
         pack_slice<Storage>(out, x);
-        write_slice(writer, out, static_cast<Storage*>(e.out.data), p.out, at, p.by_copies, pairs);
+        write_slice(writer, out, p.out, at);
     }
 }
 
-// A consumer's sums, slice by slice. The loop is not unrolled, or the code of the activations would stand there often.
+// A consumer's sums, slice by slice; m is the first row. The first slice's copy has been started.
 template <class Traits>
-__device__ void finish(Writer& writer, const Sums& sums, const Parameters& p, const Tile& tile, int m, int rows) {
-    const Epilogue& e = p.epilogue;
-    const int lane = writer.thread % warp_lanes;
-    Pairs pairs;
-    pairs.together = p.pairs;
-    std::int64_t first[2];
+__device__ void finish_by_copies(Writer& writer, Copied& beside, std::uint32_t bias, const Sums<Traits>& sums,
+                                 const Parameters& p, const Tile& tile, int m) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const int row = m + writer.thread / warp_lanes * 16 + lane / 4 + i * 8;
-        pairs.exists[i] = row < rows;
-        const std::int64_t of_part = std::int64_t{tile.part} * p.M;
-        first[i] = pairs.exists[i] ? (of_part + (e.row_of ? e.row_of[row] : row)) * e.pitch : 0;
-    }
-#pragma unroll 1
-    for (int slice = 0; slice < slices; ++slice) {
+    for (int slice = 0; slice < Traits::slices; ++slice) {
+        Packed copied;
         const int n = tile.n + slice * slice_n;
-        if (n >= p.N) return;
+        if (n >= p.N) break;
         Slice x;
 #pragma unroll
-        for (int i = 0; i < slices; ++i) {
+        for (int i = 0; i < held; ++i) x[i] = sums[slice * held + i];
+        if (p.copied != Beside::none) {
+            beside.read(copied, writer.thread);
+            writer.together();
+            const int next = n + slice_n;
+            if (writer.thread == 0 && slice + 1 < Traits::slices && next < p.N) {
+                beside.start(p.beside, {next, m, tile.part});
+            }
+        }
+        finish_slice<Traits>(writer, x, p, {n, m, tile.part}, copied, bias + slice * slice_n * 4);
+    }
+}
+
+// The same by a thread's own reads and writes, two neighbours at a time: of rows that copies cannot reach, `rows` of
+// which exist. Slices are not unrolled, so that the code stands there once.
+template <class Traits, bool pairs>
+__device__ void finish_by_threads(const Sums<Traits>& sums, const Parameters& p, const Tile& tile, int m, int rows,
+                                  int thread) {
+    using Storage = typename Traits::Storage;
+    Epilogue e = p.epilogue;
+    e.activation = Traits::activation;  // as a constant
+    if (!Traits::slopes) e.slope_at = nullptr;
+    std::uint32_t same[1] = {static_cast<std::uint32_t>(thread)};
+    ptx::pin(same);  // what is made of it is not kept during the products
+    thread = static_cast<int>(same[0]);
+    const int lane = thread % warp_lanes;
+    const std::int64_t part = std::int64_t{tile.part} * p.M * e.pitch;
+    std::int64_t start[2];  // of this thread's rows
+    bool exists[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int row = m + thread / warp_lanes * 16 + lane / 4 + i * 8;
+        exists[i] = row < rows;
+        start[i] = exists[i] ? (e.row_of ? e.row_of[row] : row) * e.pitch : 0;
+    }
+#pragma unroll 1
+    for (int slice = 0; slice < Traits::slices; ++slice) {
+        Slice x;
+#pragma unroll
+        for (int i = 0; i < Traits::slices; ++i) {
             if (i != slice) continue;
 #pragma unroll
             for (int j = 0; j < held; ++j) x[j] = sums[i * held + j];
         }
-        const int column = n + lane % 4 * 2;
-        pairs.left = p.N - column;
-        pairs.at[0] = first[0] + column;
-        pairs.at[1] = first[1] + column;
-        finish_slice<Traits>(writer, x, p, {n, m, tile.part}, pairs);
+#pragma unroll
+        for (int i = 0; i < held; i += 2) {
+            const int column = tile.n + slice * slice_n + i / 4 * 8 + lane % 4 * 2;
+            const int left = p.N - column;
+            if (!exists[i / 2 % 2] || left <= 0) continue;
+            finish_together<Precision::of_16_bits, pairs, Storage>(e, part, start[i / 2 % 2] + column, left,
+                                                                   bias_of<pairs, 2, Storage>(e, column, left),
+                                                                   Floats<2>{x[i], x[i + 1]});
+        }
     }
+}
+
+// The bias of columns n and n + 1; what does not exist is 0.
+template <class Storage>
+__device__ float2 bias_of_two(const Either& bias, int n, int N) {
+    const auto at = [&](int column) {
+        if (column >= N) return 0.0f;
+        return bias.float32 ? static_cast<const float*>(bias.data)[column]
+                            : to_float(static_cast<const Storage*>(bias.data)[column]);
+    };
+    return {at(n), at(n + 1)};
 }
 
 template <class Traits>
 __device__ void consume(const Addresses<Traits>& shared, const Parameters& p, int consumer, int thread) {
-    constexpr bool takes_turns = Traits::sharers == 1;
-    const int share = takes_turns ? 0 : consumer;
-    Writer writer{shared.buffer(consumer), consumer, thread};
+    const Epilogue& e = p.epilogue;
+    Writer writer{shared.buffer(consumer), consumer, thread, p.copied == Beside::none};
+    Copied beside(shared.buffer(consumer), shared.beside(consumer));
     Tiles<Traits> tiles(p);
     Tile tile;
-    Place place;
-    if (takes_turns && consumer == 1) ptx::barrier_arrive(turn_barrier, consumers * group_threads);
-    for (int i = 0; tiles.next(tile); ++i) {
-        if (takes_turns && i % consumers != consumer) {
-            place.steps += tile.steps;
-            continue;
+    Place<Traits::stages> place;
+    while (tiles.next(tile)) {
+        const int m = tile.m + consumer * group_m;
+        // What the sums need later is fetched during the products.
+        if (p.copied != Beside::none && thread == 0) beside.start(p.beside, {tile.n, m, tile.part});
+        const bool has_bias = !Traits::slopes && p.by_copies && e.bias.data && thread < Traits::tile_n / 2;
+        float2 bias{};
+        if (has_bias) bias = bias_of_two<typename Traits::Storage>(e.bias, tile.n + 2 * thread, p.N);
+        Sums<Traits> sums;
+        multiply<Traits>(sums, shared, place, tile.steps, consumer, p.cluster, thread);
+        if (!Traits::slopes && p.by_copies && e.bias.data) {
+            writer.together();  // the last tile's has been read
+            if (has_bias) ptx::store_shared(shared.bias(consumer) + thread * 8, bias.x, bias.y);
+            writer.together();
         }
-        Sums sums;
-        if (takes_turns) ptx::barrier_sync(turn_barrier + consumer, consumers * group_threads);
-        multiply(sums, shared, place, tile.steps, share, p.cluster, thread);
-        if (takes_turns) ptx::barrier_arrive(turn_barrier + (1 - consumer), consumers * group_threads);
-        finish<Traits>(writer, sums, p, tile, tile.m + share * group_m, tiles.rows());
+        if (p.by_copies) {
+            finish_by_copies<Traits>(writer, beside, shared.bias(consumer), sums, p, tile, m);
+        } else if (p.pairs) {
+            finish_by_threads<Traits, true>(sums, p, tile, m, tiles.rows(), thread);
+        } else {
+            finish_by_threads<Traits, false>(sums, p, tile, m, tiles.rows(), thread);
+        }
     }
     if (thread == 0) ptx::tma_wait<0>();
 }
 
 template <class Traits>
 __global__ void __launch_bounds__(threads, 1) product_sm90_kernel(const __grid_constant__ Parameters p) {
-    extern __shared__ unsigned char memory[];
-    constexpr std::uint32_t alignment = alignof(Shared<Traits>);
-    const Addresses<Traits> shared{(ptx::shared_address(memory) + alignment - 1) / alignment * alignment};
+    extern __shared__ __align__(1024) unsigned char memory[];
+    const Addresses<Traits> shared{ptx::shared_address(memory)};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < stages; ++i) {
+        for (int i = 0; i < Traits::stages; ++i) {
             ptx::mbarrier_init(shared.full(i), 1);
-            ptx::mbarrier_init(shared.empty(i), Traits::sharers * p.cluster);
+            ptx::mbarrier_init(shared.empty(i), consumers * p.cluster);
         }
+        for (int i = 0; i < consumers; ++i) ptx::mbarrier_init(shared.beside(i), 1);
         ptx::mbarrier_init_fence();
     }
     ptx::cluster_arrive();
     ptx::cluster_wait();
 
-    const int group = static_cast<int>(threadIdx.x) / group_threads;
+    const int group = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / group_threads, 0);
     const int thread = static_cast<int>(threadIdx.x) % group_threads;
     if (group == 0) {
         ptx::setmaxnreg_dec<producer_registers>();
@@ -652,44 +647,60 @@ CUtensorMap result_map(const void* data, DType dtype, const Product& p) {
                        .swizzle = Swizzle::bytes128});
 }
 
-// Whether tensor copies can write these rows.
+// Whether the result is added to what is there, in float32.
+bool adds_to_out(const Epilogue& e) {
+    return e.residual.float32 && e.out.float32 && e.residual.data == e.out.data;
+}
+
+// Whether tensor copies can read and write these rows.
 bool copies_can(const Epilogue& e, DType dtype) {
     const auto can = [&](const void* data, std::int64_t element_bytes) {
         return !data || (reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && e.pitch * element_bytes % 16 == 0);
     };
     const std::int64_t bytes = bytes_of(dtype);
-    return !e.row_of && can(e.out.data, e.out.float32 ? 4 : bytes) && can(e.pre_activation, bytes) &&
-           can(e.activated, bytes);
+    const bool beside = !e.residual.data || (e.residual.float32 ? adds_to_out(e) : !e.slope_at);
+    return !e.row_of && beside && can(e.out.data, e.out.float32 ? 4 : bytes) && can(e.pre_activation, bytes) &&
+           can(e.activated, bytes) && can(e.slope_at, bytes) && can(e.residual.data, bytes);
 }
 
-bool in_pairs(const Product& p) {
-    const Epilogue& e = p.epilogue;
-    bool aligned = p.N % 2 == 0 && e.pitch % 2 == 0;
-    for (const void* data : {static_cast<const void*>(e.bias.data), static_cast<const void*>(e.pre_activation),
-                             e.slope_at, static_cast<const void*>(e.activated),
-                             static_cast<const void*>(e.residual.data), static_cast<const void*>(e.out.data)}) {
-        aligned &= reinterpret_cast<std::uintptr_t>(data) % 8 == 0;
-    }
-    return aligned;
+// A cluster of two costs a tile of nothing where their number is odd.
+int cluster_of(std::int64_t tiles_high) {
+    return tiles_high % 2 == 0 || tiles_high > 2 * patch_height ? 2 : 1;
+}
+
+// About how long a launch takes, in clocks: what the multiprocessor with the most tiles spends on products, or on
+// filling and reading shared memory for them, and on finishing them.
+template <class Traits>
+std::int64_t clocks_of(const Product& p) {
+    constexpr int bytes_a_clock = 128;
+    constexpr int products = consumers * step_k / product_k;
+    constexpr int read_bytes = products * (group_m + Traits::tile_n) * product_k * 2;
+    constexpr int step_clocks = std::max(4 * Traits::tile_n, (Traits::stage_bytes + read_bytes) / bytes_a_clock);
+    constexpr int finish_clocks = Traits::tile_n * (Traits::activates || Traits::slopes ? 28 : 8);
+    const std::int64_t high = divide_up(p.M, tile_m);
+    const int cluster = cluster_of(high);
+    const std::int64_t tiles = divide_up(high, cluster) * divide_up(p.N, Traits::tile_n) * p.parts();
+    const std::int64_t steps = divide_up(p.part_k == 0 ? p.K : p.part_k, step_k);
+    return divide_up(tiles, std::max(1, multiprocessors() / cluster)) * (steps * step_clocks + finish_clocks);
 }
 
 template <class Traits>
 void launch_product(const Product& p) {
     const Epilogue& e = p.epilogue;
-    // A cluster of two costs a tile of nothing where their number is odd.
-    const std::int64_t tiles_m = divide_up(p.M, Traits::tile_m);
-    const int cluster = tiles_m % 2 == 0 || tiles_m > 2 * patch_height ? 2 : 1;
-    const std::int64_t rows = divide_up(tiles_m, cluster);
-    const std::int64_t columns = divide_up(p.N, tile_n);
+    const std::int64_t tiles_high = divide_up(p.M, tile_m);
+    const int cluster = cluster_of(tiles_high);
+    const std::int64_t rows = divide_up(tiles_high, cluster);
+    const std::int64_t columns = divide_up(p.N, Traits::tile_n);
     const std::int64_t k_stored = p.k_limit.count ? p.k_limit.stored : p.K;
     const std::int64_t tiles = rows * columns * p.parts();
     const std::int64_t resident = std::max(1, multiprocessors() / cluster);
     Parameters parameters{
-        .a = operand_map<Traits>(p.a, p.dtype, Traits::a_major, p.M, k_stored, Traits::tile_m),
-        .b = operand_map<Traits>(p.b, p.dtype, Traits::b_major, p.N, k_stored, tile_n / Traits::b_boxes),
+        .a = operand_map<Traits>(p.a, p.dtype, Traits::a_major, p.M, k_stored, tile_m),
+        .b = operand_map<Traits>(p.b, p.dtype, Traits::b_major, p.N, k_stored, Traits::tile_n / Traits::b_boxes),
         .out = {},
         .pre_activation = {},
         .activated = {},
+        .beside = {},
         .M = static_cast<int>(p.M),
         .N = static_cast<int>(p.N),
         .K = static_cast<int>(p.K),
@@ -702,34 +713,66 @@ void launch_product(const Product& p) {
         .m_limit = p.m_limit,
         .k_limit = p.k_limit,
         .by_copies = copies_can(e, p.dtype),
-        .pairs = in_pairs(p),
+        .copied = Beside::none,
+        .adds = e.residual.data && adds_to_out(e),
+        .pairs = in_packs(e, 2, p.N),
         .epilogue = e,
     };
     if (parameters.by_copies) {
         parameters.out = result_map(e.out.data, e.out.float32 ? DType::float32 : p.dtype, p);
         if (e.pre_activation) parameters.pre_activation = result_map(e.pre_activation, p.dtype, p);
         if (e.activated) parameters.activated = result_map(e.activated, p.dtype, p);
+        if (e.slope_at) {
+            parameters.copied = Beside::slope;
+        } else if (e.residual.data && !e.residual.float32) {
+            parameters.copied = Beside::residual;
+        }
+        if (parameters.copied != Beside::none) {
+            parameters.beside = result_map(e.slope_at ? e.slope_at : e.residual.data, p.dtype, p);
+        }
     }
     launch(product_sm90_kernel<Traits>,
            {.grid = static_cast<unsigned>(parameters.clusters * cluster),
             .block = threads,
-            .shared_bytes = sizeof(Shared<Traits>) + alignof(Shared<Traits>),
+            .shared_bytes = sizeof(Shared<Traits>),
             .cluster = static_cast<unsigned>(cluster)},
            parameters);
 }
 
+// By the tile that takes the least time.
+template <class Storage, Form form, Activation activation>
+void launch_tile(const Product& p) {
+    using Wide = Traits<Storage, form, activation, 256>;
+    using Middle = Traits<Storage, form, activation, 192>;
+    using Narrow = Traits<Storage, form, activation, 128>;
+    const std::int64_t wide = clocks_of<Wide>(p), middle = clocks_of<Middle>(p), narrow = clocks_of<Narrow>(p);
+    if (wide <= middle && wide <= narrow) return launch_product<Wide>(p);
+    return middle <= narrow ? launch_product<Middle>(p) : launch_product<Narrow>(p);
+}
+
+template <class Storage, Form form>
+void launch_activation(const Product& p) {
+    switch (p.epilogue.activation) {
+        case Activation::none:
+            return launch_tile<Storage, form, Activation::none>(p);
+        case Activation::gelu:
+            return launch_tile<Storage, form, Activation::gelu>(p);
+        case Activation::gelu_tanh:
+            return launch_tile<Storage, form, Activation::gelu_tanh>(p);
+        case Activation::relu:
+            return launch_tile<Storage, form, Activation::relu>(p);
+    }
+}
+
 template <class Storage>
 void launch_form(const Product& p) {
-    const bool activates = p.epilogue.activation != Activation::none || p.epilogue.slope_at;
     switch (p.form) {
         case Form::rows_rows:
-            return activates ? launch_product<Traits<Storage, Form::rows_rows, true>>(p)
-                             : launch_product<Traits<Storage, Form::rows_rows, false>>(p);
+            return launch_activation<Storage, Form::rows_rows>(p);
         case Form::rows_across:
-            return activates ? launch_product<Traits<Storage, Form::rows_across, true>>(p)
-                             : launch_product<Traits<Storage, Form::rows_across, false>>(p);
+            return launch_activation<Storage, Form::rows_across>(p);
         case Form::across_across:
-            return launch_product<Traits<Storage, Form::across_across, false>>(p);
+            return launch_tile<Storage, Form::across_across, Activation::none>(p);
     }
 }
 

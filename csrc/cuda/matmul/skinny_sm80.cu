@@ -174,8 +174,8 @@ __device__ void finish(const Parameters& p, const float (&sums)[warps][T::rows *
         x.value[3] += more.w;
     }
     const Epilogue& e = p.epilogue;
-    const Floats<4> bias = bias_of<packs, Storage>(e, n + column, left);
-    finish_four<packs, Storage>(e, 0, (m + row) * e.pitch + n + column, left, bias, x);
+    const Floats<4> bias = bias_of<packs, 4, Storage>(e, n + column, left);
+    finish_together<Precision::of_32_bits, packs, Storage>(e, 0, (m + row) * e.pitch + n + column, left, bias, x);
 }
 
 template <class T>
@@ -249,7 +249,7 @@ void skinny_product(const Product& p) {
                                 .N = p.N,
                                 .K = p.K,
                                 .row_tiles = 0,
-                                .packs = in_packs(p.epilogue, p.N),
+                                .packs = in_packs(p.epilogue, 4, p.N),
                                 .epilogue = p.epilogue};
     with_storage(p.dtype, [&](auto storage) {
         using Storage = decltype(storage);

@@ -18,9 +18,10 @@ __device__ inline int cluster_rank() {
     return static_cast<int>(rank);
 }
 
-// barrier.cluster.arrive.release: what this thread did before is seen by those who wait.
+// barrier.cluster.arrive.relaxed: of what this thread did before, those who wait see what it fenced, as barriers by
+// mbarrier_init_fence().
 __device__ inline void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 // barrier.cluster.wait.acquire: until all threads of the cluster have arrived. No block may end while another may still
 // write to its shared memory or arrive at its barriers.

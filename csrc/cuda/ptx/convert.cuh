@@ -36,6 +36,14 @@ __device__ inline float exp2_approx(float x) {
     return power;
 }
 
+// rcp.approx.ftz.f32: 1 / x, within 1 unit of the last place. PTX ISA, "Floating Point Instructions: rcp"; sm_20 and
+// up.
+__device__ inline float reciprocal_approx(float x) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
+}
+
 // min.NaN.f32: the smaller, and NaN if either is, which fminf would lose. PTX ISA, "Floating Point Instructions: min";
 // sm_80 and up.
 __device__ inline float min_nan(float a, float b) {

@@ -36,9 +36,11 @@ __device__ inline void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) 
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// mbarrier.arrive at a barrier of any block of the cluster: an address from cluster_address() (cluster.cuh).
+// mbarrier.arrive at a barrier of any block of the cluster: an address from cluster_address() (cluster.cuh). It says
+// that this thread's products and reads of shared memory are done; its stores other blocks need not see. (A release at
+// the cluster's scope would wait until all its stores to global memory are seen: as long as a step of products.)
 __device__ inline void mbarrier_arrive_cluster(std::uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // mbarrier.try_wait.parity: whether the phase of this parity has completed; may wait a while before it says no. Of a
@@ -57,28 +59,9 @@ __device__ inline bool mbarrier_try_wait(std::uint32_t barrier, unsigned parity)
     return done != 0;
 }
 
-// mbarrier.try_wait.parity.acquire.cluster: as above, where threads of other blocks arrive.
-__device__ inline bool mbarrier_try_wait_cluster(std::uint32_t barrier, unsigned parity) {
-    std::uint32_t done;
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-        "selp.b32 %0, 1, 0, done;\n"
-        "}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-    return done != 0;
-}
-
 // Until the phase of this parity has completed.
 __device__ inline void mbarrier_wait(std::uint32_t barrier, unsigned parity) {
     while (!mbarrier_try_wait(barrier, parity)) {
-    }
-}
-__device__ inline void mbarrier_wait_cluster(std::uint32_t barrier, unsigned parity) {
-    while (!mbarrier_try_wait_cluster(barrier, parity)) {
     }
 }
 

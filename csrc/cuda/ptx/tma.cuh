@@ -137,12 +137,22 @@ __device__ inline void bulk_add(float* to, std::uint32_t from_shared, int bytes)
                  : "memory");
 }
 
-// cp.reduce.async.bulk.tensor.2d.global.shared::cta.add: the same of a box, in the map's type.
-__device__ inline void tma_add(const CUtensorMap& map, const int (&at)[2], std::uint32_t from_shared) {
-    asm volatile(
-        "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
-        "r"(from_shared), "r"(at[0]), "r"(at[1])
-        : "memory");
+// cp.reduce.async.bulk.tensor.*d.global.shared::cta.add: the same of a box, in the map's type.
+template <int dimensions>
+__device__ inline void tma_add(const CUtensorMap& map, const int (&at)[dimensions], std::uint32_t from_shared) {
+    static_assert(dimensions >= 2 && dimensions <= 3);
+    if constexpr (dimensions == 2) {
+        asm volatile(
+            "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+            "r"(from_shared), "r"(at[0]), "r"(at[1])
+            : "memory");
+    } else {
+        asm volatile(
+            "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+                &map),
+            "r"(from_shared), "r"(at[0]), "r"(at[1]), "r"(at[2])
+            : "memory");
+    }
 }
 
 // cp.async.bulk.commit_group: closes this thread's stores since the last one into a group.

@@ -132,7 +132,7 @@ __device__ void share_tiles(const CUtensorMap& from, float* out, int rounds, int
     for (int round = 0; round < rounds; ++round) {
         const unsigned parity = round % 2;
         if (threadIdx.x == 0) {
-            if (wrong != no_wait) mbarrier_wait_cluster(empty, parity ^ 1);
+            if (wrong != no_wait) mbarrier_wait(empty, parity ^ 1);
             mbarrier_arrive_expect(full, 512);
             int at[dimensions] = {0, 2 * round + rank};
             tma_load_multicast(shared_address(tile + 64 * rank), from, at, full, 3);
