@@ -61,7 +61,7 @@ struct alignas(16) Facts {
 };
 
 constexpr int facts_threads = 256;
-constexpr int facts_lanes = 8;    // of a row
+constexpr int facts_lanes = 8;     // of a row
 constexpr int facts_unrolled = 4;  // rows of a thread
 constexpr int facts_rows = facts_threads / facts_lanes * facts_unrolled;
 
@@ -289,8 +289,8 @@ __device__ void gradients_of_keys(const Facts* facts, const float (&weight)[sums
 #pragma unroll
     for (int i = 0; i < sums; ++i) grad[i] = weight[i] * (grad[i] - facts[first_row + i / 4 * 8 + i % 2].delta);
 }
-// Else all in one, but step by step, which takes fewer registers. A hidden key's memory may hold anything: its weight is
-// 0, and a weight of zero has no gradient, whatever the other factor is. `key` is the lane's first one, from its
+// Else all in one, but step by step, which takes fewer registers. A hidden key's memory may hold anything: its weight
+// is 0, and a weight of zero has no gradient, whatever the other factor is. `key` is the lane's first one, from its
 // sequence's first.
 template <int sums>
 __device__ void finish_keys(const Scoring& o, const Facts* facts, int key, float (&x)[sums], float (&grad)[sums]) {
@@ -618,7 +618,7 @@ struct HopperFused {
     static constexpr int rows = halves * group_rows;
     static constexpr int stages = head_dim <= 64 ? 4 : 2;
     static constexpr int buffers = head_dim <= 64 ? 1 : 2;  // of grad_q
-    static constexpr bool delays = head_dim <= 64;          // grad_q of a tile until the next, for which there are registers
+    static constexpr bool delays = head_dim <= 64;  // grad_q of a tile until the next, for which there are registers
     static constexpr int part_columns = head_dim / (parts / halves);
     static constexpr int part_sums = part_columns / 2;
     static constexpr int part_floats = group_rows * part_columns;
@@ -647,13 +647,13 @@ struct FusedArguments {
 struct FusedItem {
     bool more;
     int batch, kv_head, tile;
-    int key, base;            // of the tile's first key: in the tensor, and in its sequence
-    int key_end;              // in the tensor
-    int query, queries;       // of the sequence
-    int first_tile, tiles;    // row tiles that see the keys, of each query head
-    int after, after_end;     // those that see the next key tile
-    int seen, seen_end;       // of the tile's keys by any query
-    int slot;                 // of the sequence's first row tile
+    int key, base;          // of the tile's first key: in the tensor, and in its sequence
+    int key_end;            // in the tensor
+    int query, queries;     // of the sequence
+    int first_tile, tiles;  // row tiles that see the keys, of each query head
+    int after, after_end;   // those that see the next key tile
+    int seen, seen_end;     // of the tile's keys by any query
+    int slot;               // of the sequence's first row tile
 
     template <class T, class Arguments>
     __device__ static FusedItem make(const Arguments& a, unsigned index) {
@@ -793,8 +793,7 @@ __device__ void add(const FusedArguments<typename T::Storage>& a, FusedShared<T>
             if (ptx::elect_lane()) {
                 std::uint32_t* const turn = a.turns + place;
                 float* const to = a.grad_q + place * T::part_floats;
-                const std::uint32_t from =
-                    ptx::shared_address(shared.grad_q[part][Ring<T::buffers>::stage(n)]);
+                const std::uint32_t from = ptx::shared_address(shared.grad_q[part][Ring<T::buffers>::stage(n)]);
                 if (adds && a.tried < 2) {
                     while (ptx::load_acquire(turn) != static_cast<unsigned>(item.tile) + 2) {
                     }
@@ -1054,7 +1053,8 @@ __global__ void __launch_bounds__(T::parts* group_threads)
     const int row = (slot - first_slot) * T::rows;
     const int queries = static_cast<int>(sequence.queries.size());
     if (row < 0 || row >= queries) return;
-    const int part = static_cast<int>(threadIdx.x) / group_threads, thread = static_cast<int>(threadIdx.x) % group_threads;
+    const int part = static_cast<int>(threadIdx.x) / group_threads,
+              thread = static_cast<int>(threadIdx.x) % group_threads;
     const std::int64_t place = ((std::int64_t{batch} * a.H + head) * a.slots + slot) * T::parts + part;
     float sums[T::part_sums] = {};
     if (a.turns[place] != 0) {
@@ -1108,48 +1108,50 @@ void attention_backward_sm90(const attention::Backward& a) {
             if (rows == 0 && p.S == 0) return;
             const char* const tried = std::getenv("PYGPT_TRYB");
             if (tried && std::atoi(tried) > 0)
-            if constexpr (head_dim() != 96) {
-                using F = HopperFused<Storage, head_dim()>;
-                static_assert(sizeof(FusedShared<F>) <= shared_bytes_hopper);
-                const auto slots = static_cast<int>(divide_up(p.T, F::rows) + (p.keys.cu_seqlens ? p.keys.documents : 0));
-                const std::int64_t places = p.B * p.H * slots;
-                auto* const turns = scratch<std::uint32_t>(static_cast<std::size_t>(places * F::parts));
-                auto* const grad_q = scratch<float>(static_cast<std::size_t>(places * F::parts * F::part_floats));
-                clear(turns, static_cast<std::size_t>(places * F::parts) * sizeof *turns);
-                if (p.B > 0 && p.S > 0) {
-                    const FusedArguments<Storage> fused{map_or_any<typename F::RowsTile>(q, k),
-                                                        map_or_any<typename F::RowsTile>(grad_out, k),
-                                                        map_or_any<typename F::OwnTile>(k, q),
-                                                        map_or_any<typename F::OwnTile>(v, q),
-                                                        p.keys,
-                                                        Schedule<Over::keys>(p, F::own),
-                                                        Scoring(p),
-                                                        facts,
-                                                        Vectors<Storage>(a.grad_k),
-                                                        Vectors<Storage>(a.grad_v),
-                                                        grad_q,
-                                                        turns,
-                                                        p.S,
-                                                        static_cast<int>(p.H),
-                                                        static_cast<int>(p.D),
-                                                        static_cast<int>(p.H / p.G),
-                                                        slots,
-                                                        static_cast<float>(p.scale),
-                                                        std::atoi(tried)};
-                    launch(attention_backward_sm90<F>, {fused.schedule.blocks, block_threads, sizeof(FusedShared<F>)},
-                           fused);
+                if constexpr (head_dim() != 96) {
+                    using F = HopperFused<Storage, head_dim()>;
+                    static_assert(sizeof(FusedShared<F>) <= shared_bytes_hopper);
+                    const auto slots =
+                        static_cast<int>(divide_up(p.T, F::rows) + (p.keys.cu_seqlens ? p.keys.documents : 0));
+                    const std::int64_t places = p.B * p.H * slots;
+                    auto* const turns = scratch<std::uint32_t>(static_cast<std::size_t>(places * F::parts));
+                    auto* const grad_q = scratch<float>(static_cast<std::size_t>(places * F::parts * F::part_floats));
+                    clear(turns, static_cast<std::size_t>(places * F::parts) * sizeof *turns);
+                    if (p.B > 0 && p.S > 0) {
+                        const FusedArguments<Storage> fused{map_or_any<typename F::RowsTile>(q, k),
+                                                            map_or_any<typename F::RowsTile>(grad_out, k),
+                                                            map_or_any<typename F::OwnTile>(k, q),
+                                                            map_or_any<typename F::OwnTile>(v, q),
+                                                            p.keys,
+                                                            Schedule<Over::keys>(p, F::own),
+                                                            Scoring(p),
+                                                            facts,
+                                                            Vectors<Storage>(a.grad_k),
+                                                            Vectors<Storage>(a.grad_v),
+                                                            grad_q,
+                                                            turns,
+                                                            p.S,
+                                                            static_cast<int>(p.H),
+                                                            static_cast<int>(p.D),
+                                                            static_cast<int>(p.H / p.G),
+                                                            slots,
+                                                            static_cast<float>(p.scale),
+                                                            std::atoi(tried)};
+                        launch(attention_backward_sm90<F>,
+                               {fused.schedule.blocks, block_threads, sizeof(FusedShared<F>)}, fused);
+                    }
+                    const RoundArguments<Storage> rounding{p.keys,
+                                                           grad_q,
+                                                           turns,
+                                                           Vectors<Storage>(a.grad_q),
+                                                           static_cast<int>(p.H),
+                                                           static_cast<int>(p.D),
+                                                           slots,
+                                                           static_cast<float>(p.scale)};
+                    launch(attention_grad_q_sm90<F>, {static_cast<unsigned>(places), F::parts * group_threads},
+                           rounding);
+                    return;
                 }
-                const RoundArguments<Storage> rounding{p.keys,
-                                                       grad_q,
-                                                       turns,
-                                                       Vectors<Storage>(a.grad_q),
-                                                       static_cast<int>(p.H),
-                                                       static_cast<int>(p.D),
-                                                       slots,
-                                                       static_cast<float>(p.scale)};
-                launch(attention_grad_q_sm90<F>, {static_cast<unsigned>(places), F::parts * group_threads}, rounding);
-                return;
-            }
             const auto arguments = [&]<class Rows, class Keys>(Rows, Keys) {
                 return GradientArguments<Storage>{map_or_any<typename Rows::Type>(q, k),
                                                   map_or_any<typename Rows::Type>(grad_out, k),

@@ -179,9 +179,7 @@ struct Ring {
     __device__ std::uint32_t full(unsigned n) const { return ptx::shared_address(&full_[stage(n)]); }
     __device__ std::uint32_t empty(unsigned n) const { return ptx::shared_address(&empty_[stage(n)]); }
     __device__ void wait_full(unsigned n) const { ptx::mbarrier_wait(full(n), parity(n)); }
-    __device__ void wait_empty(unsigned n) const {
-        ptx::mbarrier_wait(empty(n), parity(n) ^ 1);
-    }
+    __device__ void wait_empty(unsigned n) const { ptx::mbarrier_wait(empty(n), parity(n) ^ 1); }
     __device__ void release(unsigned n) const {
         __syncwarp();
         if (ptx::elect_lane()) ptx::mbarrier_arrive(empty(n));
