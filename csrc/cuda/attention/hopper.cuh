@@ -155,13 +155,14 @@ struct Schedule {
         clear(taken, sizeof *taken);
     }
 
-    // By a whole warp.
+    // By a whole warp. `descending`: of a section the last tiles first.
+    template <bool descending = over == Over::rows>
     __device__ Work work(unsigned item) const {
         const unsigned section = item / (section_heads * tiles), in_section = item % (section_heads * tiles);
         const unsigned left = heads - section * section_heads;
         const unsigned here = left < section_heads ? left : section_heads;
         const unsigned tile = in_section / here;
-        return tiling.at(section * section_heads + in_section % here, over == Over::rows ? tiles - 1 - tile : tile);
+        return tiling.at(section * section_heads + in_section % here, descending ? tiles - 1 - tile : tile);
     }
     // The next item, by a whole warp.
     __device__ unsigned next() const {
@@ -182,33 +183,41 @@ struct Ring {
     static __device__ int stage(unsigned n) { return static_cast<int>(n % stages); }
     static __device__ unsigned parity(unsigned n) { return n / stages % 2; }
 
-    __device__ void init(int multiplying_warps) {
+    __device__ void init(int empties, int fills = 1) {  // arrivals
         for (int i = 0; i < stages; ++i) {
-            ptx::mbarrier_init(ptx::shared_address(&full_[i]), 1);
-            ptx::mbarrier_init(ptx::shared_address(&empty_[i]), multiplying_warps);
+            ptx::mbarrier_init(ptx::shared_address(&full_[i]), fills);
+            ptx::mbarrier_init(ptx::shared_address(&empty_[i]), empties);
         }
     }
     __device__ std::uint32_t full(unsigned n) const { return ptx::shared_address(&full_[stage(n)]); }
+    __device__ std::uint32_t empty(unsigned n) const { return ptx::shared_address(&empty_[stage(n)]); }
     __device__ void wait_full(unsigned n) const { ptx::mbarrier_wait(full(n), parity(n)); }
-    __device__ void wait_empty(unsigned n) const {
-        ptx::mbarrier_wait(ptx::shared_address(&empty_[stage(n)]), parity(n) ^ 1);
-    }
+    __device__ void wait_empty(unsigned n) const { ptx::mbarrier_wait(empty(n), parity(n) ^ 1); }
     __device__ void release(unsigned n) const {
         __syncwarp();
-        if (ptx::elect_lane()) ptx::mbarrier_arrive(ptx::shared_address(&empty_[stage(n)]));
+        if (ptx::elect_lane()) ptx::mbarrier_arrive(empty(n));
     }
 };
 
 // ---- products ----
 
+// The descriptor of what begins `bytes` after: one addition, where making it anew takes four instructions of each
+// product, that would not keep pace with small ones.
+__device__ inline std::uint64_t descriptor_after(std::uint64_t descriptor, std::uint32_t bytes) {
+    const std::uint32_t low = static_cast<std::uint32_t>(descriptor) + (bytes >> 4);
+    return (descriptor & ~std::uint64_t{0xffffffff}) | low;
+}
+
 // sums = left[rows of the group] · rightᵀ, over all columns
 template <class Left, class Right, int sums>
 __device__ void start_rows(float (&d)[sums], std::uint32_t left, std::uint32_t right) {
     static_assert(Left::columns == Right::columns && Right::rows == 2 * sums);
+    const std::uint64_t first_left = Left::along_columns(left, 0), first_right = Right::along_columns(right, 0);
 #pragma unroll
     for (int k = 0; k < Left::columns; k += 16) {
-        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(d, Left::along_columns(left, k),
-                                                                         Right::along_columns(right, k), k > 0);
+        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(
+            d, descriptor_after(first_left, Left::column_offset(k)),
+            descriptor_after(first_right, Right::column_offset(k)), k > 0);
     }
 }
 
@@ -229,9 +238,11 @@ __device__ void pack(Weights<steps>& to, const float (&from)[8 * steps]) {
 template <class Right, int sums, int steps>
 __device__ void start_weights(float (&d)[sums], const Weights<steps>& weights, std::uint32_t right) {
     static_assert(Right::rows == 16 * steps && Right::columns == 2 * sums);
+    const std::uint64_t first = Right::along_rows(right, 0);
 #pragma unroll
     for (int j = 0; j < steps; ++j) {
-        ptx::wgmma<typename Right::Storage, ptx::Major::other>(d, weights[j], Right::along_rows(right, 16 * j), true);
+        ptx::wgmma<typename Right::Storage, ptx::Major::other>(
+            d, weights[j], descriptor_after(first, 16 * j * Right::row_bytes), true);
     }
 }
 
