@@ -27,10 +27,6 @@ namespace {
 constexpr float infinity = __builtin_huge_valf();
 constexpr float ln_2 = 0.693147180559945309f;
 constexpr int warp_rows = 16;  // of a group's
-// Short sequences have few tiles a head: many heads would be under way at once, and their keys and values read again
-// for each tile from further away than L2.
-constexpr unsigned rounds_in_a_section = 2;
-
 // Sizes by what fits: accumulators of scores and of out, and weights, in the registers of a group; q, twice if there is
 // room, and stages of k and v in shared memory. GPTs' sequences are multiples of 128 keys, of which tiles then waste
 // none.
@@ -51,6 +47,26 @@ struct HopperForward {
     using RowsTile = SwizzledTile<Storage, rows, head_dim>;
     using KeysTile = SwizzledTile<Storage, keys, head_dim>;
 };
+
+// Under a diagonal the longest tiles of a section come first and the shortest last, so that blocks end together: the
+// more heads the better, while L2 keeps their keys and values. Without one tiles take equally long, and few at a time
+// stay together in what they read; the same of short sequences. Measured, in us, of sections of 32 MB and of two
+// rounds, on an H100 80GB HBM3 in bf16, by (B, T, H, D):
+//
+//     causal  (8, 2048, 16, 64)  168  184    (1, 16384, 16, 64)  1097  1251    (1, 16384, 16, 128)  1692  1857
+//             (16, 1024, 12, 64)  89   93    (16, 1024, 25, 64)   183   173    (32, 512, 16, 128)    134   109
+//     full    (32, 512, 16, 64)   99   93    (2, 8192, 16, 64)   1107  1082    (8, 2048, 16, 128)    486   436
+//
+// (1, 16384, 16, 64) in full is slower in two rounds, 2255 for 2129.
+inline Sections forward_sections(const Problem& p) {
+    constexpr std::int64_t l2_bytes = std::int64_t{50} << 20, short_keys = 1024;
+    const std::int64_t heads = (p.keys.cu_seqlens ? 1 : p.B) * p.G;
+    const std::int64_t bytes = 2 * sizeof(std::uint16_t) * heads * p.S * p.D;
+    if (bytes <= l2_bytes) return {.bytes = l2_bytes};
+    const bool causal = p.keys.after < KeyRange::unlimited;
+    if (causal && p.S > short_keys) return {};
+    return {.rounds = 2};
+}
 
 template <class Storage>
 struct ForwardArguments {
@@ -234,45 +250,6 @@ __device__ void load(const ForwardArguments<typename T::Storage>& a, ForwardShar
     }
 }
 
-// The descriptor of what begins so many bytes further on: only its low half changes.
-__device__ inline std::uint64_t further(std::uint64_t descriptor, int bytes) {
-    return (descriptor & ~std::uint64_t{0xffffffff}) | (static_cast<std::uint32_t>(descriptor) + (bytes >> 4));
-}
-
-// Where in a tile a column begins that is a multiple of 16.
-template <class Tile>
-constexpr int offset_of_column(int column) {
-    return column / Tile::block_columns * Tile::block_bytes +
-           column % Tile::block_columns * static_cast<int>(sizeof(typename Tile::Storage));
-}
-
-// scores = q[rows of the group] · kᵀ, of the tile's first keys
-template <class RowsTile, class KeysTile, int sums>
-__device__ void start_scores(float (&d)[sums], std::uint32_t q, std::uint32_t k) {
-    static_assert(KeysTile::rows >= 2 * sums);
-    const std::uint64_t from_q = RowsTile::along_columns(q, 0), from_k = KeysTile::along_columns(k, 0);
-#pragma unroll
-    for (int column = 0; column < RowsTile::columns; column += 16) {
-        ptx::wgmma<typename RowsTile::Storage, ptx::Major::k, ptx::Major::k>(
-            d, further(from_q, offset_of_column<RowsTile>(column)), further(from_k, offset_of_column<KeysTile>(column)),
-            column > 0);
-    }
-    ptx::wgmma_commit();
-}
-
-// out += weights · v, of the tile's first keys
-template <class KeysTile, int sums, int steps>
-__device__ void start_out(float (&d)[sums], const Weights<steps>& weights, std::uint32_t v) {
-    static_assert(KeysTile::rows >= 16 * steps && KeysTile::columns == 2 * sums);
-    const std::uint64_t from = KeysTile::along_rows(v, 0);
-#pragma unroll
-    for (int j = 0; j < steps; ++j) {
-        ptx::wgmma<typename KeysTile::Storage, ptx::Major::other>(d, weights[j],
-                                                                  further(from, 16 * j * KeysTile::row_bytes), true);
-    }
-    ptx::wgmma_commit();
-}
-
 // The turns of the multiplying groups to start their products.
 template <int groups>
 struct Turn {
@@ -381,7 +358,7 @@ __device__ void put_sums(std::uint32_t rows, const float (&d)[sums], const float
             words[i] = ptx::pack_pair<Storage>(fmaf(d[8 * j + 2 * i], factor[i % 2], 0.0f),
                                                fmaf(d[8 * j + 2 * i + 1], factor[i % 2], 0.0f));
         }
-        const int offset = offset_of_column<Tile>(16 * j);
+        const int offset = Tile::column_offset(16 * j);
         ptx::stmatrix((to ^ offset % Tile::row_bytes) + offset / Tile::row_bytes * Tile::row_bytes, words);
     }
 }
@@ -467,7 +444,8 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
             turn.wait();
             ptx::pin(x);
             ptx::wgmma_fence();
-            start_scores<typename T::RowsTile, KeysTile>(x, q, shared.k[n % T::stages].address());
+            start_rows<typename T::RowsTile, KeysTile>(x, q, shared.k[n % T::stages].address());
+            ptx::wgmma_commit();
             turn.pass();
             ptx::wgmma_wait<0>();
             ptx::pin(x);
@@ -482,12 +460,14 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
             turn.wait();
             ptx::pin(x);
             ptx::wgmma_fence();
-            start_scores<typename T::RowsTile, KeysTile>(x, q, shared.k[n % T::stages].address());
+            start_rows<typename T::RowsTile, KeysTile>(x, q, shared.k[n % T::stages].address());
+            ptx::wgmma_commit();
             shared.v_ring.wait_full(n - 1);
             ptx::pin(out);
             pin(weights);
             ptx::wgmma_fence();
-            start_out<KeysTile>(out, weights, shared.v[(n - 1) % T::stages].address());
+            start_weights<KeysTile>(out, weights, shared.v[(n - 1) % T::stages].address());
+            ptx::wgmma_commit();
             turn.pass();
             ptx::wgmma_wait<1>();
             ptx::pin(x);
@@ -509,7 +489,8 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
             ptx::pin(out);
             pin(by);
             ptx::wgmma_fence();
-            start_out<KeysTile>(out, by, shared.v[n % T::stages].address());
+            start_weights<KeysTile>(out, by, shared.v[n % T::stages].address());
+            ptx::wgmma_commit();
             pass_over(end, tiles);
             ptx::wgmma_wait<0>();
             ptx::pin(out);
@@ -640,7 +621,7 @@ void attention_forward_sm90(const attention::Forward& a) {
                                                       map_of<typename T::RowsTile>(out.value_or(q), warp_rows),
                                                       out.has_value(),
                                                       p.keys,
-                                                      Schedule<Over::rows>(p, T::rows, rounds_in_a_section),
+                                                      Schedule<Over::rows>(p, T::rows, forward_sections(p)),
                                                       Scoring(p),
                                                       Vectors<Storage>(a.out),
                                                       static_cast<float*>(a.lse.data),

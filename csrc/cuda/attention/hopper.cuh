@@ -121,54 +121,57 @@ CUtensorMap map_or_any(const TensorView& tensor, const TensorView& another) {
 
 // ---- which part a block works on ----
 
-constexpr std::int64_t cached_bytes = std::int64_t{32} << 20;  // of keys and values that the L2 cache can keep
+// How many heads a section has at most: so that their keys and values stay in the L2 cache, and none are begun long
+// before they are needed.
+struct Sections {
+    std::int64_t bytes = std::int64_t{32} << 20;  // of their keys and values; at least one kv head's
+    std::optional<unsigned> rounds;               // tiles for each block; at least those of one kv head
+};
 
-// All tiles of all heads, in the order in which they are begun: heads in sections whose keys and values fit the L2
-// cache; of a section the longest tiles under a causal diagonal first. Blocks stay, and take the next one when they are
-// done: which block makes which tile is left to chance, and nothing depends on it.
+// All tiles of all heads, in the order in which they are begun: heads in sections; of a section the longest tiles under
+// a causal diagonal first. Blocks stay, and take the next one when they are done: which block makes which tile is left
+// to chance, and nothing depends on it.
 template <Over over>
 struct Schedule {
     Tiling<over> tiling;
     unsigned heads, section_heads, tiles;  // heads of all sequences
     unsigned items, blocks;
-    unsigned* taken;  // by blocks that had their first
+    unsigned* taken;
 
-    // `rounds`: how many tiles for each block a section has at most, or 0 for as many as fit the cache.
-    Schedule(const Problem& p, int tile, unsigned rounds = 0)
+    Schedule(const Problem& p, int tile, const Sections& sections = {})
         : tiling(p, tile, 1, static_cast<int>(over == Over::rows ? p.H : p.G)),
           heads(static_cast<unsigned>((p.keys.cu_seqlens ? 1 : p.keys.sequences()) * tiling.kv_heads)),
           tiles(static_cast<unsigned>(tiling.tiles)),
           items(heads * tiles) {
         const std::int64_t group = over == Over::rows ? p.H / p.G : 1;
-        const std::int64_t bytes = 2 * sizeof(std::uint16_t) * p.S * p.D;  // of a kv head
-        const std::int64_t together = bytes > 0 ? cached_bytes / bytes * group : heads;
-        section_heads = static_cast<unsigned>(together < group ? group : together > heads ? heads : together);
         const auto most = static_cast<unsigned>(multiprocessors(p.q.device.index));
         blocks = items < most ? items : most;
-        if (rounds > 0) {
-            const auto whole = static_cast<unsigned>(group);
-            const unsigned in_rounds = (rounds * blocks / tiles + whole - 1) / whole * whole;
-            const unsigned limit = in_rounds < whole ? whole : in_rounds;
-            section_heads = section_heads < limit ? section_heads : limit;
+        const std::int64_t bytes = 2 * sizeof(std::uint16_t) * p.S * p.D;  // of a kv head
+        std::int64_t together = bytes > 0 ? sections.bytes / bytes * group : heads;
+        if (sections.rounds && items > 0) {
+            const std::int64_t in_rounds = divide_up(std::int64_t{*sections.rounds} * blocks / tiles, group) * group;
+            together = together < in_rounds ? together : in_rounds;
         }
+        section_heads = static_cast<unsigned>(together < group ? group : together > heads ? heads : together);
         taken = scratch<unsigned>(1);
         clear(taken, sizeof *taken);
     }
 
-    // By a whole warp. `descending`: of a section the last tiles first.
-    template <bool descending = over == Over::rows>
+    // By a whole warp.
     __device__ Work work(unsigned item) const {
         const unsigned section = item / (section_heads * tiles), in_section = item % (section_heads * tiles);
         const unsigned left = heads - section * section_heads;
         const unsigned here = left < section_heads ? left : section_heads;
         const unsigned tile = in_section / here;
-        return tiling.at(section * section_heads + in_section % here, descending ? tiles - 1 - tile : tile);
+        return tiling.at(section * section_heads + in_section % here, over == Over::rows ? tiles - 1 - tile : tile);
     }
-    // The next item, by a whole warp.
-    __device__ unsigned next() const {
+    // The next item, by a whole warp: of blocks whose first one is their number, or of those that take all here, so
+    // that what comes earlier is begun earlier.
+    __device__ unsigned next() const { return blocks + next_from_first(); }
+    __device__ unsigned next_from_first() const {
         unsigned before = 0;
         if (ptx::elect_lane()) before = atomicAdd(taken, 1u);
-        return blocks + __reduce_max_sync(all_lanes, before);
+        return __reduce_max_sync(all_lanes, before);
     }
 };
 
@@ -208,10 +211,10 @@ __device__ inline std::uint64_t descriptor_after(std::uint64_t descriptor, std::
     return (descriptor & ~std::uint64_t{0xffffffff}) | low;
 }
 
-// sums = left[rows of the group] · rightᵀ, over all columns
+// sums = left[rows of the group] · right[its first rows]ᵀ, over all columns
 template <class Left, class Right, int sums>
 __device__ void start_rows(float (&d)[sums], std::uint32_t left, std::uint32_t right) {
-    static_assert(Left::columns == Right::columns && Right::rows == 2 * sums);
+    static_assert(Left::columns == Right::columns && Right::rows >= 2 * sums);
     const std::uint64_t first_left = Left::along_columns(left, 0), first_right = Right::along_columns(right, 0);
 #pragma unroll
     for (int k = 0; k < Left::columns; k += 16) {
@@ -234,10 +237,10 @@ __device__ void pack(Weights<steps>& to, const float (&from)[8 * steps]) {
     }
 }
 
-// sums += weights · right
+// sums += weights · right[its first rows]
 template <class Right, int sums, int steps>
 __device__ void start_weights(float (&d)[sums], const Weights<steps>& weights, std::uint32_t right) {
-    static_assert(Right::rows == 16 * steps && Right::columns == 2 * sums);
+    static_assert(Right::rows >= 16 * steps && Right::columns == 2 * sums);
     const std::uint64_t first = Right::along_rows(right, 0);
 #pragma unroll
     for (int j = 0; j < steps; ++j) {
