@@ -60,12 +60,11 @@ struct HopperForward {
 // (1, 16384, 16, 64) in full is slower in two rounds, 2255 for 2129.
 inline Sections forward_sections(const Problem& p) {
     constexpr std::int64_t l2_bytes = std::int64_t{50} << 20, short_keys = 1024;
-    const std::int64_t heads = (p.keys.cu_seqlens ? 1 : p.B) * p.G;
-    const std::int64_t bytes = 2 * sizeof(std::uint16_t) * heads * p.S * p.D;
-    if (bytes <= l2_bytes) return {.bytes = l2_bytes};
+    const std::int64_t bytes = 2 * sizeof(std::uint16_t) * p.B * p.G * p.S * p.D;
+    if (bytes <= l2_bytes) return {.bytes = l2_bytes, .rounds = {}};
     const bool causal = p.keys.after < KeyRange::unlimited;
-    if (causal && p.S > short_keys) return {};
-    return {.rounds = 2};
+    if (causal && p.S > short_keys) return {.bytes = cached_bytes, .rounds = {}};
+    return {.bytes = cached_bytes, .rounds = 2};
 }
 
 template <class Storage>

@@ -1,7 +1,7 @@
 // What attention's kernels for Hopper share: tensors as tensor copies take them, which part a block works on next, the
 // places in rings of tiles, and a warpgroup's products.
 //
-// A block is a warpgroup that loads (one warp of it works) and two or three that multiply, each 64 rows of its own.
+// A block is a warpgroup that loads (few of its warps work) and two or three that multiply, each 64 rows of its own.
 // Tiles travel through rings in shared memory: a barrier says that a stage is full, another that all warps that
 // multiply are done with it. Accumulators lie as ptx/wgmma.cuh says: of a warp's 16 rows lane (g, q) has row g in
 // elements with index / 2 even, row g + 8 in the others; column 8 · (index / 4) + 2q + index % 2.
@@ -121,11 +121,12 @@ CUtensorMap map_or_any(const TensorView& tensor, const TensorView& another) {
 
 // ---- which part a block works on ----
 
-// How many heads a section has at most: so that their keys and values stay in the L2 cache, and none are begun long
-// before they are needed.
+constexpr std::int64_t cached_bytes = std::int64_t{32} << 20;  // of keys and values that stay in L2 beside the rest
+
+// How many heads a section has at most; at least those of one kv head.
 struct Sections {
-    std::int64_t bytes = std::int64_t{32} << 20;  // of their keys and values; at least one kv head's
-    std::optional<unsigned> rounds;               // tiles for each block; at least those of one kv head
+    std::int64_t bytes;              // of their keys and values
+    std::optional<unsigned> rounds;  // tiles for each block
 };
 
 // All tiles of all heads, in the order in which they are begun: heads in sections; of a section the longest tiles under
@@ -138,7 +139,7 @@ struct Schedule {
     unsigned items, blocks;
     unsigned* taken;
 
-    Schedule(const Problem& p, int tile, const Sections& sections = {})
+    Schedule(const Problem& p, int tile, const Sections& sections = {cached_bytes, {}})
         : tiling(p, tile, 1, static_cast<int>(over == Over::rows ? p.H : p.G)),
           heads(static_cast<unsigned>((p.keys.cu_seqlens ? 1 : p.keys.sequences()) * tiling.kv_heads)),
           tiles(static_cast<unsigned>(tiling.tiles)),
@@ -335,108 +336,13 @@ struct Scoring {
     __device__ float cap(float x) const { return 1 - __fdividef(2, 1 + ptx::exp2_approx(x * inside)); }
 };
 
-// The keys that a warpgroup's rows see, counted from the first key of the first tile that any of them does.
-struct SeenKeys {
-    int begin[group_rows], end[group_rows];
+// ---- the keys that a block's rows see ----
 
-    // Scores become -inf where they are hidden, in the tile that begins with key `first`.
-    template <int scores>
-    __device__ void hide(float (&x)[scores], int first) const {
-        first += static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int from = begin[row_of(half)] - first, to = end[row_of(half)] - first;
-#pragma unroll
-            for (int j = 0; j < scores / 4; ++j) {
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int key = 8 * j + e;
-                    if (key < from || key >= to) x[4 * j + 2 * half + e] = -__builtin_huge_valf();
-                }
-            }
-        }
-    }
-};
-
-// The rows of a warpgroup, the keys that any of them sees, and those that all do; none if there are no rows.
-struct GroupRows {
-    RowTile rows;
-    Keys any, all;
-
-    __device__ GroupRows(const KeyRange& range, const Rows& all_rows, std::int64_t first)
-        : rows(all_rows, first, group_rows), any{0, 0}, all{0, 0} {
-        if (rows.count <= 0) return;
-        const TileKeys seen(range, all_rows.sequence, rows);
-        any = seen.any;
-        all = seen.all;
-    }
-    // Writes what the rows of this warp see; the last row there is stands for those after it.
-    __device__ void put(SeenKeys& seen, const KeyRange& range, const Sequence& sequence, int base) const {
-        if (threadIdx.x % 4 == 0) {
-#pragma unroll 1
-            for (int half = 0; half < 2; ++half) {
-                const int row = row_of(half);
-                Keys keys{0, 0};
-                if (rows.count > 0) {
-                    keys = keys_of(range, sequence, rows.query_of(row < rows.count ? row : rows.count - 1));
-                }
-                seen.begin[row] = keys.begin - base;
-                seen.end[row] = keys.end - base;
-            }
-        }
-        __syncwarp();
-    }
-};
-
-// ---- a block's rows, and the keys they see ----
-
-// A tile of a query head's rows.
-struct RowsItem {
-    Sequence sequence;
-    int head;
-    std::int64_t first_row;
-    Rows all_rows;
-    int base, tiles;  // the first key of the first key tile that any row sees; how many key tiles
-
-    template <int tile_rows, int tile_keys, class Arguments>
-    __device__ static RowsItem make(const Arguments& a, unsigned index) {
-        const Work work = a.schedule.work(index);
-        RowsItem item{};
-        if (work.none) return item;
-        item.sequence = a.keys.sequence(work.sequence);
-        item.head = work.kv_head;  // the schedule is one of query heads
-        item.first_row = work.tile * tile_rows;
-        item.all_rows = {item.sequence, item.head, 1};
-        const RowTile rows(item.all_rows, item.first_row, tile_rows);
-        if (rows.count <= 0) return item;
-        const Keys any = TileKeys(a.keys, item.sequence, rows).any;
-        item.base = any.begin / tile_keys * tile_keys;
-        item.tiles = any.empty() ? 0 : (any.end - item.base + tile_keys - 1) / tile_keys;
-        return item;
-    }
-};
-
-// What of it the loading warp needs, in the tensors' coordinates.
+// A tile of a query head's rows, and the key tiles that they see, in the tensors' coordinates.
 struct RowsLoads {
     int query = 0, head = 0, batch = 0;
     int key = 0, tiles = 0;  // the first key of the first tile
     Keys seen{0, 0};         // by any query of the sequence; without end, if that is the tensor's
-
-    RowsLoads() = default;
-    template <class Arguments>
-    __device__ RowsLoads(const RowsItem& item, const Arguments& a)
-        : query(static_cast<int>(item.sequence.queries.begin + item.first_row)),
-          head(item.head),
-          batch(static_cast<int>(item.sequence.batch)),
-          key(static_cast<int>(item.sequence.keys.begin) + item.base),
-          tiles(item.tiles) {
-        if (tiles == 0) return;
-        const Sequence& sequence = item.sequence;
-        const int first = static_cast<int>(sequence.keys.begin);
-        seen.begin = first + keys_of(a.keys, sequence, sequence.queries.begin).begin;
-        seen.end = first + keys_of(a.keys, sequence, sequence.queries.end - 1).end;
-        if (seen.end >= a.S) seen.end = INT_MAX;
-    }
 };
 
 // Loads the n-th tile of a ring, whose first key is `key`.
