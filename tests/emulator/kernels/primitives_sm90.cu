@@ -119,7 +119,7 @@ KERNEL bulk(const float* from, float* to, int wrong) {
     tma_wait_read<0>();
 }
 
-// Each block adds its row of 64 floats to `to`, after the block before.
+// Each block adds its row of 64 floats to `to`, after the block before; the first one stores.
 KERNEL take_turns(const float* from, float* to, std::uint32_t* turn, int wrong) {
     __shared__ std::uint64_t memory;
     __shared__ __align__(16) float row[64];
@@ -131,7 +131,10 @@ KERNEL take_turns(const float* from, float* to, std::uint32_t* turn, int wrong) 
     while (wrong != no_wait && load_acquire(turn) != blockIdx.x) {
     }
     fence_async_global();
-    bulk_add(to, shared_address(row), sizeof row);
+    if (blockIdx.x == 0)
+        bulk_store(to, shared_address(row), sizeof row);
+    else
+        bulk_add(to, shared_address(row), sizeof row);
     tma_commit();
     if (wrong == wait_for_read)
         tma_wait_read<0>();
