@@ -4,13 +4,14 @@
 // kv head included, from the last row tile to the first. Scores stand transposed in the accumulators, keys down and
 // rows across, which so are operands of the sums of grad_k and grad_v; gradients of the scores also go through shared
 // memory, where keys are the k of the product that is grad_q's part of this key tile. Two warps beside the loading one
-// add it to grad_q in float32, by bulk copies that add in L2; another kernel then rounds it.
+// add it to grad_q in float32, scratch memory of (B, H, T, D), by bulk copies that add in L2; another kernel then
+// rounds it.
 //
 // The sum must have an order: to a row tile the key tiles add in theirs, each when the one before has (`turns`). Key
-// tiles are also taken in this order by whoever is free, so that a block waits for what was begun before alone: of
-// those under way the first waits for none, and there is no deadlock. All walk the same way, so that blocks of a head's
-// neighbouring tiles, begun together, fall apart by the time of one addition, and from then on find their turn come.
-// Under a causal diagonal the tiles of the most rows come first, and blocks end together.
+// tiles are also taken in this order by whoever is free, and done by a block in this order, so that one waits for
+// earlier ones alone: the first of those that are not done waits for none, and there is no deadlock. All walk the same
+// way, so that blocks of a head's neighbouring tiles, begun together, fall apart by the time of one addition, and from
+// then on find their turn come. Under a causal diagonal the tiles of the most rows come first, and blocks end together.
 //
 // Floor: 10 · T · S · D operations a head, which are what is done. grad_q goes through L2 in float32, once for each key
 // tile that a row tile sees.

@@ -11,6 +11,7 @@
 // its own bits, so that dtype, head size and kind of visibility alone choose between them.
 #include "cuda/attention/backward_fused_sm90.cuh"
 #include "cuda/attention/backward_separate_sm90.cuh"
+#include "cuda/ptx/load.cuh"
 
 namespace pygpt::cuda {
 namespace {

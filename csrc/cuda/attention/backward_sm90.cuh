@@ -6,6 +6,7 @@
 #define PYGPT_CUDA_ATTENTION_BACKWARD_SM90_CUH
 
 #include "cuda/attention/hopper.cuh"
+#include "cuda/ptx/tma.cuh"
 
 namespace pygpt::cuda {
 namespace {
