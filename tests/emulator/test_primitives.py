@@ -13,7 +13,7 @@ import pytest
 from tests.emulator.device import DeviceFault
 from tests.emulator.test_planted import NOT_LANDED
 
-NONE, NO_WAIT, WRONG_PARITY, NO_PROXY_FENCE, WRONG_SWIZZLE, WRONG_BYTES = map(np.int32, range(6))
+NONE, NO_WAIT, WRONG_PARITY, NO_PROXY_FENCE, WRONG_SWIZZLE, WRONG_BYTES, WAIT_FOR_READ = map(np.int32, range(7))
 UNFENCED = "with no fence.proxy.async after it"
 SHARED = 64 * 1024
 MODES = {0: 0, 32: 1, 64: 2, 128: 3}  # bytes of a swizzle: what the driver calls it
@@ -96,6 +96,20 @@ def test_bulk_copies(launch, rng):
     assert (to == 2 * source).all()
     with pytest.raises(DeviceFault, match=NOT_LANDED):
         launch("bulk", source, to, WRONG_PARITY)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blocks_that_take_turns_add_in_order(launch, rng, seed):
+    source, turn = rng.standard_normal((7, 64)).astype(np.float32), np.zeros(1, np.uint32)
+    to, expected = np.zeros(64, np.float32), source[0].copy()
+    for row in source[1:]:
+        expected += row
+    launch("take_turns", source, to, turn, NONE, grid=7, seed=seed)
+    assert (to == expected).all()
+    assert turn == 7
+    for wrong in (NO_WAIT, WAIT_FOR_READ):
+        with pytest.raises(DeviceFault, match="race"):
+            launch("take_turns", source, to, np.zeros(1, np.uint32), wrong, grid=7, seed=seed)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3, 4, 5])

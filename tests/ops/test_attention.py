@@ -621,17 +621,51 @@ def test_many_tiles_on_few_multiprocessors(generator):
         check_against_reference(q, k, v, causal=True, window=150)
 
 
-@on_hopper
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_hopper_has_no_bank_conflicts(generator, head_dim):
-    q, k, v = draw_qkv(generator, 1, 256, 256, 1, 1, head_dim, torch.bfloat16)
+def counts_of(run):
+    """What the emulated device counted of each launch of a call."""
     C.emulator.set_option("count", "1")
     try:
         with pygpt.force("attention", "cuda_sm90"):
-            all_results(q, k, v, causal=True)
-        launches = json.loads(C.emulator.take_counts())
+            run()
+        return json.loads(C.emulator.take_counts())
     finally:
         C.emulator.set_option("count", "0")
+
+
+FUSED = {"facts", "backward_fused", "grad_q"}
+SEPARATE = {"facts", "backward_keys", "backward_queries"}
+
+
+@on_hopper
+@pytest.mark.parametrize(
+    ("head_dim", "options", "expected"),
+    [
+        (40, {}, FUSED),
+        (64, {"causal": True}, FUSED),
+        (64, {"window": 50}, FUSED),
+        (96, {}, SEPARATE),
+        (128, {}, FUSED),
+        (128, {"key_lengths": torch.tensor([60, 100])}, FUSED),
+        (128, {"causal": True}, SEPARATE),
+        (128, {"window": 50}, SEPARATE),
+    ],
+)
+def test_head_size_and_kind_of_visibility_choose_hoppers_backward(generator, head_dim, options, expected):
+    """And nothing else: neither batch nor times, which would change a row's bits."""
+    for batch, time in ((2, 100), (1, 1), (1, 270)):
+        if batch == 1 and "key_lengths" in options:
+            continue
+        q, k, v = draw_qkv(generator, batch, time, max(time, 100), 2, 1, head_dim, torch.bfloat16)
+        launches = counts_of(lambda q=q, k=k, v=v: all_results(q, k, v, **options))
+        found = {name for name in FUSED | SEPARATE if any(f"attention_{name}_sm90" in x["kernel"] for x in launches)}
+        assert found == expected, (batch, time)
+
+
+@on_hopper
+@pytest.mark.parametrize(("head_dim", "causal"), [(64, True), (128, True), (128, False)])
+def test_hopper_has_no_bank_conflicts(generator, head_dim, causal):
+    q, k, v = draw_qkv(generator, 1, 256, 256, 1, 1, head_dim, torch.bfloat16)
+    launches = counts_of(lambda: all_results(q, k, v, causal=causal))
     kernels = {launch["kernel"] for launch in launches}
     assert len([kernel for kernel in kernels if "_sm90" in kernel]) == 4
     for launch in launches:

@@ -5,56 +5,23 @@
 //     p = 2^(scores - lse);  delta = o · out - grad_lse;  s = p · (o · vᵀ - delta)      the gradient of the scores
 //     grad_v += pᵀ · o;  grad_k += scale · sᵀ · q;  grad_q += scale · s · k              (s times the softcap's slope)
 //
-// Three kernels, none of which adds to what another block has written. Facts: a warp makes what the others need of a
-// row. Keys: a block owns a key tile and sums grad_k and grad_v over the rows that see it, query heads of the kv head
-// included, in order. Scores stand transposed in the accumulators, keys down and rows across, which so are operands of
-// the sums: nothing of the tile goes through shared memory. Queries: a block owns a row tile and sums grad_q over the
-// key tiles, in order. One warp of a block loads, two warpgroups multiply (hopper.cuh); the sums of a tile are under
-// way while the products of the next begin.
-//
-// Scores are computed twice, 14 · T · S · D operations a head instead of the floor of 10: for that no block waits for
-// another, and gradients never travel in float32.
-//
-// Hidden memory may be anything, and 0 · NaN is NaN: where it would be an operand of a sum (rows past a sequence's end
-// in the keys' kernel, k in the queries') the loading warp makes it zeros.
-#include "cuda/attention/hopper.cuh"
+// First a kernel makes what the others need of a row. Then either one kernel makes all three, with the floor of five
+// products, and adds to grad_q in turns (backward_fused_sm90.cuh), or two make them apart, with seven, and wait for
+// nobody (backward_separate_sm90.cuh). Both sum in the order of a sequence's tiles, with no atomic additions; each has
+// its own bits, so that dtype, head size and kind of visibility alone choose between them.
+#include "cuda/attention/backward_fused_sm90.cuh"
+#include "cuda/attention/backward_separate_sm90.cuh"
+#include "cuda/ptx/load.cuh"
 
 namespace pygpt::cuda {
 namespace {
 
-constexpr float infinity = __builtin_huge_valf();
-
-using BackwardHeadDims = std::integer_sequence<int, 64, 96, 128>;
-
-constexpr int multiplying_groups = 2;
-constexpr int block_threads = (1 + multiplying_groups) * group_threads;
-constexpr int loading_registers = 40;
-constexpr int multiplying_registers = 232;
-
-// Sizes by the registers of a group: products of a tile, sums, and a packed operand or two.
-template <class Storage_, int head_dim_>
-struct HopperBackward {
-    using Storage = Storage_;
-    static constexpr int head_dim = head_dim_;
-    static constexpr int own = multiplying_groups * group_rows;
-    static constexpr int rows = 64;                         // beside two sums
-    static constexpr int keys = head_dim <= 64 ? 128 : 96;  // beside one
-    static constexpr int stages = 2;
-    using OwnTile = SwizzledTile<Storage, own, head_dim>;
-    using RowsTile = SwizzledTile<Storage, rows, head_dim>;
-    using KeysTile = SwizzledTile<Storage, keys, head_dim>;
-};
-
 // ---- facts ----
 
-// What a row's gradients need; one that sees nothing has an infinite lse, and weights of zero.
-struct alignas(16) Facts {
-    float lse;  // in units of log 2
-    float delta;
-    int begin, end;  // the keys it sees, from its sequence's first
-};
-
-constexpr int facts_warps = 4;
+constexpr int facts_threads = 256;
+constexpr int facts_lanes = 8;     // of a row
+constexpr int facts_unrolled = 4;  // rows of a thread
+constexpr int facts_rows = facts_threads / facts_lanes * facts_unrolled;
 
 template <class Storage>
 struct FactsArguments {
@@ -62,7 +29,8 @@ struct FactsArguments {
     Vectors<const Storage> grad_out, out;
     const float *lse, *grad_lse;  // grad_lse may be null
     Facts* facts;                 // (B, H, T)
-    std::int64_t H, T, rows;
+    std::int64_t T;
+    unsigned H;
     int D;
 };
 
@@ -80,481 +48,79 @@ __device__ inline Sequence sequence_of(const KeyRange& keys, std::int64_t batch,
     return keys.sequence(low);
 }
 
+// 16 bytes of a vector, with zeros for what is beyond D.
 template <class Storage>
-__global__ void __launch_bounds__(facts_warps* warp_lanes)
+__device__ uint4 chunk_of(const Vectors<const Storage>& tensor, const Storage* vector, int column, int D) {
+    if (tensor.in_chunks) return ptx::load_once(vector + column);
+    alignas(16) Storage chunk[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) chunk[i] = column + i < D ? vector[column + i] : from_float<Storage>(0);
+    return *reinterpret_cast<const uint4*>(chunk);
+}
+
+// A block's rows are queries of one head; blocks of a query's heads follow one another, as they lie in memory.
+template <class Storage>
+__global__ void __launch_bounds__(facts_threads)
     attention_facts_sm90(const __grid_constant__ FactsArguments<Storage> a) {
-    const std::int64_t row = std::int64_t{blockIdx.x} * facts_warps + threadIdx.x / warp_lanes;
-    if (row >= a.rows) return;
-    const std::int64_t batch = row / a.T / a.H, head = row / a.T % a.H, query = row % a.T;
-    const Storage* const grad = a.grad_out.at(batch, query, head);
-    const Storage* const out = a.out.at(batch, query, head);
-    float delta = 0;
-    for (int i = static_cast<int>(threadIdx.x) % warp_lanes; i < a.D; i += warp_lanes) {
-        delta = fmaf(to_float(grad[i]), to_float(out[i]), delta);
+    const unsigned tiles = static_cast<unsigned>((a.T + facts_rows - 1) / facts_rows);
+    const unsigned head = blockIdx.x % a.H, tile = blockIdx.x / a.H % tiles, batch = blockIdx.x / a.H / tiles;
+    const int lane = static_cast<int>(threadIdx.x) % facts_lanes;
+    const std::int64_t first = std::int64_t{tile} * facts_rows + threadIdx.x / facts_lanes;
+    float delta[facts_unrolled] = {};
+    for (int column = lane * 8; column < a.D; column += facts_lanes * 8) {
+        uint4 grad[facts_unrolled] = {}, out[facts_unrolled] = {};
+#pragma unroll
+        for (int i = 0; i < facts_unrolled; ++i) {
+            const std::int64_t query = first + i * (facts_rows / facts_unrolled);
+            if (query >= a.T) continue;
+            grad[i] = chunk_of(a.grad_out, a.grad_out.at(batch, query, head), column, a.D);
+            out[i] = chunk_of(a.out, a.out.at(batch, query, head), column, a.D);
+        }
+#pragma unroll
+        for (int i = 0; i < facts_unrolled; ++i) {
+            const auto* const left = reinterpret_cast<const Storage*>(&grad[i]);
+            const auto* const right = reinterpret_cast<const Storage*>(&out[i]);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) delta[i] = fmaf(to_float(left[e]), to_float(right[e]), delta[i]);
+        }
     }
-    delta = reduce_warp(delta, Sum{});
-    if (threadIdx.x % warp_lanes != 0) return;
+#pragma unroll
+    for (int i = 0; i < facts_unrolled; ++i) {
+#pragma unroll
+        for (int step = 1; step < facts_lanes; step *= 2) delta[i] += __shfl_xor_sync(all_lanes, delta[i], step);
+    }
+    if (lane >= facts_unrolled) return;
+    const std::int64_t query = first + lane * (facts_rows / facts_unrolled);  // one of the rows for each of the lanes
+    if (query >= a.T) return;
+    float own = delta[0];
+#pragma unroll
+    for (int i = 1; i < facts_unrolled; ++i) own = lane == i ? delta[i] : own;
     constexpr float log2_e = 1.442695040888963407f;
+    const std::int64_t row = (std::int64_t{batch} * a.H + head) * a.T + query;
     const float lse = a.lse[row];
     const Sequence sequence = sequence_of(a.keys, batch, query);
     const Keys keys = keys_of(a.keys, sequence, query);
-    a.facts[row] = {lse == -infinity ? infinity : lse * log2_e, a.grad_lse ? delta - a.grad_lse[row] : delta,
-                    keys.begin, keys.end};
+    a.facts[row] = {lse == -infinity ? infinity : lse * log2_e, a.grad_lse ? own - a.grad_lse[row] : own, keys.begin,
+                    keys.end};
 }
 
-template <class Tile>
-struct TypeOf {
-    using Type = Tile;
-};
+// ---- the choice ----
 
-template <class Storage>
-struct GradientArguments {
-    CUtensorMap q, grad_out, k, v;
-    KeyRange keys;
-    Scoring scoring;
-    const Facts* facts;  // (B, H, T), and a tile more
-    std::int64_t T, S;
-    int H, D, group;  // group: query heads of a kv head
-    float scale;
-};
+using BackwardHeadDims = std::integer_sequence<int, 64, 96, 128>;
 
-// ---- keys ----
+// At a head size of 128 the one kernel's tiles leave no registers to overlap what it adds with the next products.
+// Measured, in us of forward and backward, one kernel and two, on an H100 80GB HBM3 in bf16, by (B, T, H, D):
+//
+//     full    (8, 2048, 16, 64)  1219  1384    (1, 16384, 16, 64)  7907  9618    (32, 512, 16, 64)   510   512
+//             (8, 2048, 16, 128) 1944  2305    (2, 8192, 16, 128)  7379  7977    (32, 512, 16, 128)  921   793
+//     causal  (8, 2048, 16, 64)   849   867    (1, 16384, 16, 64)  4703  5117    (32, 512, 16, 64)   392   445
+//             (8, 2048, 16, 128) 1566  1240    (2, 8192, 16, 128)  4603  4175    (32, 512, 16, 128)  659   638
+//
+// when the one kernel still began with the shortest tiles under a diagonal.
 
-template <class Storage>
-struct KeyGradients : GradientArguments<Storage> {
-    Schedule<Over::keys> schedule;
-    Vectors<Storage> grad_k, grad_v;
-};
-
-template <class T>
-struct KeysOwnShared {
-    typename T::OwnTile k, v;
-    typename T::RowsTile q[T::stages], grad_out[T::stages];
-    Facts facts[T::stages][T::rows];
-    Ring<T::stages> rows_ring;
-    Ring<1> own_ring;  // of k, v and the item
-    std::uint64_t landed;
-    unsigned item;
-};
-
-// A tile of keys: of each of the query heads `tiles` row tiles from the first on see it.
-struct KeysItem {
-    Sequence sequence;
-    int kv_head, base;
-    int first_tile, tiles;
-
-    template <class T, class Arguments>
-    __device__ static KeysItem make(const Arguments& a, unsigned index) {
-        const Work work = a.schedule.work(index);
-        KeysItem item{};
-        if (work.none) return item;
-        item.sequence = a.keys.sequence(work.sequence);
-        item.kv_head = work.kv_head;
-        item.base = static_cast<int>(work.tile) * T::own;
-        const std::int64_t first_key = item.sequence.keys.begin + item.base;
-        const Span queries = a.keys.queries(item.sequence, {first_key, first_key + T::own});
-        if (queries.empty()) return item;
-        item.first_tile = static_cast<int>((queries.begin - item.sequence.queries.begin) / T::rows);
-        item.tiles = static_cast<int>(divide_up(queries.end - item.sequence.queries.begin, std::int64_t{T::rows})) -
-                     item.first_tile;
-        return item;
-    }
-};
-
-template <class T>
-__device__ void load(const KeyGradients<typename T::Storage>& a, KeysOwnShared<T>& shared) {
-    unsigned items = 0, loaded = 0, cut = 0;  // so far
-    for (unsigned index = blockIdx.x;; index = a.schedule.next()) {
-        shared.own_ring.wait_empty(items);
-        const bool more = index < a.schedule.items;
-        KeysItem item{};
-        if (more) item = KeysItem::make<T>(a, index);
-        const int batch = static_cast<int>(item.sequence.batch);
-        const int key = static_cast<int>(item.sequence.keys.begin) + item.base;
-        if (ptx::elect_lane()) {
-            shared.item = index;
-            const std::uint32_t full = shared.own_ring.full(0);
-            if (item.tiles > 0) {
-                ptx::mbarrier_arrive_expect(full, 2 * T::OwnTile::size);
-                shared.k.load(a.k, key, item.kv_head, batch, full);
-                shared.v.load(a.v, key, item.kv_head, batch, full);
-            } else {
-                ptx::mbarrier_arrive(full);
-            }
-        }
-        if (!more) return;
-        ++items;
-        const int first_query = static_cast<int>(item.sequence.queries.begin);
-        const int queries = static_cast<int>(item.sequence.queries.size());
-        const int first_head = item.kv_head * a.group;
-        int head = first_head, row = item.first_tile * T::rows;
-#pragma unroll 1
-        for (const unsigned end = loaded + item.tiles * a.group; loaded < end; ++loaded) {
-            const int stage = Ring<T::stages>::stage(loaded);
-            const int count = queries - row;  // of rows that there are, if the tile is not whole
-            const std::uint32_t full = shared.rows_ring.full(loaded);
-            const std::uint32_t barrier = count < T::rows ? ptx::shared_address(&shared.landed) : full;
-            shared.rows_ring.wait_empty(loaded);
-            if (ptx::elect_lane()) {
-                ptx::fence_async_shared();  // facts were read, and perhaps written, by ordinary instructions
-                ptx::mbarrier_arrive_expect(barrier, 2 * T::RowsTile::size + static_cast<int>(sizeof(shared.facts[0])));
-                shared.q[stage].load(a.q, first_query + row, head, batch, barrier);
-                shared.grad_out[stage].load(a.grad_out, first_query + row, head, batch, barrier);
-                const Facts* const facts = a.facts + (std::int64_t{batch} * a.H + head) * a.T + first_query + row;
-                ptx::bulk_load(ptx::shared_address(shared.facts[stage]), facts, sizeof(shared.facts[0]), barrier);
-            }
-            if (count < T::rows) {
-                ptx::mbarrier_wait(barrier, cut++ % 2);
-                shared.q[stage].clear_rows(count, T::rows);
-                shared.grad_out[stage].clear_rows(count, T::rows);
-                for (int i = count + static_cast<int>(threadIdx.x); i < T::rows; i += warp_lanes) {
-                    shared.facts[stage][i] = {infinity, 0, INT_MAX, 0};
-                }
-                ptx::fence_async_shared();
-                __syncwarp();
-                if (ptx::elect_lane()) ptx::mbarrier_arrive(full);
-            }
-            row += T::rows;
-            if (row >= (item.first_tile + item.tiles) * T::rows) row = item.first_tile * T::rows, ++head;
-        }
-    }
-}
-
-// Under a softcap: products q·k become tangents, those of grad_out·v less delta are multiplied by the slopes there.
-template <int sums, class DeltaOf>
-__device__ void cap_both(const Scoring& o, float (&x)[sums], float (&grad)[sums], DeltaOf delta_of) {
-#pragma unroll
-    for (int i = 0; i < sums; ++i) {
-        x[i] = o.cap(x[i]);
-        grad[i] = (grad[i] - delta_of(i)) * fmaf(-x[i], x[i], 1.0f);
-    }
-}
-
-// What is done to the products of a tile's keys (down) and rows (across). Where there is no softcap and all keys are
-// seen, those of q·k become weights while grad_out·v is on its way, and then with it gradients of the products, but for
-// the scale.
-template <int sums>
-__device__ void weights_of_keys(const Scoring& o, const Facts* facts, float (&x)[sums]) {
-    const int first_row = static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < sums; ++i) x[i] = o.weight(x[i], facts[first_row + i / 4 * 8 + i % 2].lse);
-}
-template <int sums>
-__device__ void gradients_of_keys(const Facts* facts, const float (&weight)[sums], float (&grad)[sums]) {
-    const int first_row = static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < sums; ++i) grad[i] = weight[i] * (grad[i] - facts[first_row + i / 4 * 8 + i % 2].delta);
-}
-// Else all in one. A hidden key's memory may hold anything: its weight is 0, and a weight of zero has no gradient,
-// whatever the other factor is. `key` is the lane's first one, from its sequence's first.
-template <int sums>
-__device__ void finish_keys(const Scoring& o, const Facts* facts, int key, float (&x)[sums], float (&grad)[sums]) {
-    const int first_row = static_cast<int>(threadIdx.x) % 4 * 2;
-    if (o.capped) cap_both(o, x, grad, [&](int i) { return facts[first_row + i / 4 * 8 + i % 2].delta; });
-#pragma unroll
-    for (int i = 0; i < sums; ++i) {
-        const Facts row = facts[first_row + i / 4 * 8 + i % 2];
-        const int own = key + i / 2 % 2 * 8;
-        const float score = own < row.begin || own >= row.end ? -infinity : x[i];
-        const float difference = o.capped ? grad[i] : grad[i] - row.delta;
-        x[i] = o.weight(score, row.lse);
-        grad[i] = x[i] == 0 ? 0 : x[i] * difference;
-    }
-}
-
-template <class T>
-__device__ void multiply(const KeyGradients<typename T::Storage>& a, KeysOwnShared<T>& shared, int group) {
-    using Storage = typename T::Storage;
-    using RowsTile = typename T::RowsTile;
-    const std::uint32_t rows_before = group * group_rows * T::OwnTile::row_bytes;
-    const std::uint32_t k = shared.k.address() + rows_before, v = shared.v.address() + rows_before;
-
-    unsigned n = 0;  // row tiles so far
-    for (unsigned items = 0;; ++items) {
-        shared.own_ring.wait_full(items);
-        if (shared.item >= a.schedule.items) break;
-        int first_key;
-        unsigned tiles;
-        {
-            const KeysItem item = KeysItem::make<T>(a, shared.item);
-            tiles = item.tiles * a.group;
-            first_key = item.base + group * group_rows;
-        }
-
-        float grad_k[T::head_dim / 2], grad_v[T::head_dim / 2];
-#pragma unroll
-        for (int i = 0; i < T::head_dim / 2; ++i) grad_k[i] = grad_v[i] = 0;
-        const auto pin_sums = [&] {
-            ptx::pin(grad_k);
-            ptx::pin(grad_v);
-        };
-#pragma unroll 1
-        for (const unsigned end = n + tiles; n < end; ++n) {
-            const int stage = Ring<T::stages>::stage(n);
-            float x[T::rows / 2], grad[T::rows / 2];  // keys down, rows across
-            Weights<T::rows / 16> weights, gradients;
-            shared.rows_ring.wait_full(n);
-            ptx::wgmma_fence();
-            start_rows<typename T::OwnTile, RowsTile>(x, k, shared.q[stage].address());
-            ptx::wgmma_commit();
-            start_rows<typename T::OwnTile, RowsTile>(grad, v, shared.grad_out[stage].address());
-            ptx::wgmma_commit();
-            ptx::wgmma_wait<1>();
-            ptx::pin(x);
-            const Facts* const facts = shared.facts[stage];
-            const bool hides = facts[T::rows - 1].begin > first_key || facts[0].end < first_key + group_rows;
-            const bool plain = !hides && !a.scoring.capped;
-            if (plain) weights_of_keys(a.scoring, facts, x);
-            ptx::wgmma_wait<0>();
-            ptx::pin(grad);
-            if (plain) {
-                gradients_of_keys(facts, x, grad);
-            } else {
-                finish_keys(a.scoring, facts, first_key + row_of(0), x, grad);
-            }
-            // One after the other, as products and operands together would take more registers than there are.
-            pack<Storage>(gradients, grad);
-            pin(gradients);
-            pack<Storage>(weights, x);
-            pin(weights);
-            pin_sums();
-            ptx::wgmma_fence();
-            start_weights<RowsTile>(grad_v, weights, shared.grad_out[stage].address());
-            start_weights<RowsTile>(grad_k, gradients, shared.q[stage].address());
-            ptx::wgmma_commit();
-            ptx::wgmma_wait<0>();
-            pin_sums();
-            pin(weights);
-            pin(gradients);
-            shared.rows_ring.release(n);
-        }
-        const KeysItem item = KeysItem::make<T>(a, shared.item);  // again: nothing of it is kept meanwhile
-        shared.own_ring.release(items);
-        // Keys past a row's length have gradients too, of zero.
-        const std::int64_t end = a.keys.cu_seqlens ? item.sequence.keys.end : a.S;
-        const auto store = [&](const auto& sums, const Vectors<Storage>& tensor, float factor) {
-            store_sums<Storage>(
-                sums, tensor.in_chunks, a.D,
-                [&](int half) {
-                    const std::int64_t key = item.sequence.keys.begin + item.base + group * group_rows + row_of(half);
-                    return key < end ? tensor.at(item.sequence.batch, key, item.kv_head) : nullptr;
-                },
-                [&](int) { return factor; });
-        };
-        store(grad_k, a.grad_k, a.scale);
-        store(grad_v, a.grad_v, 1);
-    }
-}
-
-template <class T>
-__global__ void __launch_bounds__(block_threads, 1)
-    attention_backward_keys_sm90(const __grid_constant__ KeyGradients<typename T::Storage> a) {
-    extern __shared__ __align__(1024) unsigned char shared_bytes[];
-    auto& shared = *reinterpret_cast<KeysOwnShared<T>*>(shared_bytes);
-    if (threadIdx.x == 0) {
-        shared.rows_ring.init(multiplying_groups * 4);
-        shared.own_ring.init(multiplying_groups * 4);
-        ptx::mbarrier_init(ptx::shared_address(&shared.landed), 1);
-        ptx::mbarrier_init_fence();
-    }
-    __syncthreads();
-    const int group = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / group_threads, 0);
-    if (group == 0) {
-        ptx::setmaxnreg_dec<loading_registers>();
-        if (threadIdx.x < warp_lanes) load<T>(a, shared);
-    } else {
-        ptx::setmaxnreg_inc<multiplying_registers>();
-        multiply<T>(a, shared, group - 1);
-    }
-}
-
-// ---- queries ----
-
-template <class Storage>
-struct QueryGradient : GradientArguments<Storage> {
-    Schedule<Over::rows> schedule;
-    Vectors<Storage> grad_q;
-};
-
-template <class T>
-struct RowsOwnShared {
-    typename T::OwnTile q, grad_out;
-    typename T::KeysTile k[T::stages], v[T::stages];
-    Ring<T::stages> k_ring, v_ring;
-    Ring<1> own_ring;  // of q, grad_out and the item
-    SeenKeys seen[multiplying_groups];
-    std::uint64_t landed;
-    unsigned item;
-};
-
-template <class T>
-__device__ void load(const QueryGradient<typename T::Storage>& a, RowsOwnShared<T>& shared) {
-    unsigned items = 0, tiles = 0, hidden = 0;  // so far
-    for (unsigned index = blockIdx.x;; index = a.schedule.next()) {
-        shared.own_ring.wait_empty(items);
-        const bool more = index < a.schedule.items;
-        RowsLoads item{};
-        if (more) item = RowsLoads(RowsItem::make<T::own, T::keys>(a, index), a);
-        if (ptx::elect_lane()) {
-            shared.item = index;
-            const std::uint32_t full = shared.own_ring.full(0);
-            if (item.tiles > 0) {
-                ptx::mbarrier_arrive_expect(full, 2 * T::OwnTile::size);
-                shared.q.load(a.q, item.query, item.head, item.batch, full);
-                shared.grad_out.load(a.grad_out, item.query, item.head, item.batch, full);
-            } else {
-                ptx::mbarrier_arrive(full);
-            }
-        }
-        if (!more) return;
-        ++items;
-        const int kv_head = item.head / a.group;
-        int key = item.key;
-#pragma unroll 1
-        for (const unsigned end = tiles + item.tiles; tiles < end; ++tiles, key += T::keys) {
-            load_visible(shared.k[tiles % T::stages], shared.k_ring, tiles, a.k, item, key, kv_head, shared.landed,
-                         hidden);
-            load_all(shared.v[tiles % T::stages], shared.v_ring, tiles, a.v, item, key, kv_head);
-        }
-    }
-}
-
-// As those of keys: rows stand down here, and keys across.
-template <int sums>
-__device__ void weights_of_rows(const Scoring& o, const float (&lse)[2], float (&x)[sums]) {
-#pragma unroll
-    for (int i = 0; i < sums; ++i) x[i] = o.weight(x[i], lse[i / 2 % 2]);
-}
-template <int sums>
-__device__ void gradients_of_rows(const float (&delta)[2], const float (&weight)[sums], float (&grad)[sums]) {
-#pragma unroll
-    for (int i = 0; i < sums; ++i) grad[i] = weight[i] * (grad[i] - delta[i / 2 % 2]);
-}
-template <int sums>
-__device__ void finish_rows(const Scoring& o, const SeenKeys& seen, int first, const float (&lse)[2],
-                            const float (&delta)[2], float (&x)[sums], float (&grad)[sums]) {
-    if (o.capped) cap_both(o, x, grad, [&](int i) { return delta[i / 2 % 2]; });
-    seen.hide(x, first);
-    weights_of_rows(o, lse, x);
-#pragma unroll
-    for (int i = 0; i < sums; ++i) {
-        const float difference = o.capped ? grad[i] : grad[i] - delta[i / 2 % 2];
-        grad[i] = x[i] == 0 ? 0 : x[i] * difference;
-    }
-}
-
-template <class T>
-__device__ void multiply(const QueryGradient<typename T::Storage>& a, RowsOwnShared<T>& shared, int group) {
-    using Storage = typename T::Storage;
-    using KeysTile = typename T::KeysTile;
-    const std::uint32_t rows_before = group * group_rows * T::OwnTile::row_bytes;
-    const std::uint32_t q = shared.q.address() + rows_before, grad_out = shared.grad_out.address() + rows_before;
-    SeenKeys& seen = shared.seen[group];
-
-    unsigned n = 0;  // key tiles so far
-    for (unsigned items = 0;; ++items) {
-        shared.own_ring.wait_full(items);
-        std::uint32_t index[1] = {shared.item};
-        if (index[0] >= a.schedule.items) break;
-        int tiles, whole = 0, whole_end = 0;  // all rows see all keys of the tiles [whole, whole_end)
-        float lse[2] = {infinity, infinity}, delta[2] = {0, 0};
-        {
-            const RowsItem item = RowsItem::make<T::own, T::keys>(a, index[0]);
-            const GroupRows own(a.keys, item.all_rows, item.first_row + group * group_rows);
-            own.put(seen, a.keys, item.sequence, item.base);
-            tiles = item.tiles;
-            if (!own.any.empty()) {
-                whole = (own.all.begin - item.base + T::keys - 1) / T::keys;
-                whole_end = (own.all.end - item.base) / T::keys;
-            }
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = row_of(half);
-                if (row >= own.rows.count) continue;
-                const Facts& facts = a.facts[(item.sequence.batch * a.H + item.head) * a.T + own.rows.query_of(row)];
-                lse[half] = facts.lse;
-                delta[half] = facts.delta;
-            }
-        }
-
-        float grad_q[T::head_dim / 2];
-        Weights<T::keys / 16> gradients;
-#pragma unroll
-        for (float& sum : grad_q) sum = 0;
-#pragma unroll 1
-        for (int tile = 0; tile < tiles; ++tile, ++n) {
-            const int stage = Ring<T::stages>::stage(n);
-            float x[T::keys / 2], grad[T::keys / 2];  // rows down, keys across
-            shared.k_ring.wait_full(n);
-            ptx::wgmma_fence();
-            start_rows<typename T::OwnTile, KeysTile>(x, q, shared.k[stage].address());
-            ptx::wgmma_commit();
-            shared.v_ring.wait_full(n);
-            ptx::wgmma_fence();
-            start_rows<typename T::OwnTile, KeysTile>(grad, grad_out, shared.v[stage].address());
-            ptx::wgmma_commit();
-            ptx::wgmma_wait<1>();  // q·k, and the sum of the tile before
-            ptx::pin(x);
-            ptx::pin(grad_q);
-            pin(gradients);
-            if (tile > 0) shared.k_ring.release(n - 1);
-            const bool hides = tile < whole || tile >= whole_end;
-            const bool plain = !hides && !a.scoring.capped;
-            if (plain) weights_of_rows(a.scoring, lse, x);
-            ptx::wgmma_wait<0>();
-            ptx::pin(grad);
-            shared.v_ring.release(n);
-            if (plain) {
-                gradients_of_rows(delta, x, grad);
-            } else {
-                finish_rows(a.scoring, seen, tile * T::keys, lse, delta, x, grad);
-            }
-            pack<Storage>(gradients, grad);
-            ptx::pin(grad_q);
-            pin(gradients);
-            ptx::wgmma_fence();
-            start_weights<KeysTile>(grad_q, gradients, shared.k[stage].address());
-            ptx::wgmma_commit();
-        }
-        ptx::wgmma_wait<0>();
-        ptx::pin(grad_q);
-        if (tiles > 0) shared.k_ring.release(n - 1);
-        shared.own_ring.release(items);
-
-        ptx::pin(index);  // what is made of it again is not kept since
-        const RowsItem item = RowsItem::make<T::own, T::keys>(a, index[0]);
-        const RowTile rows(item.all_rows, item.first_row + group * group_rows, group_rows);
-        store_sums<Storage>(
-            grad_q, a.grad_q.in_chunks, a.D,
-            [&](int half) {
-                const int row = row_of(half);
-                return row < rows.count ? a.grad_q.at(item.sequence.batch, rows.query_of(row), item.head) : nullptr;
-            },
-            [&](int) { return a.scale; });
-    }
-}
-
-template <class T>
-__global__ void __launch_bounds__(block_threads, 1)
-    attention_backward_queries_sm90(const __grid_constant__ QueryGradient<typename T::Storage> a) {
-    extern __shared__ __align__(1024) unsigned char shared_bytes[];
-    auto& shared = *reinterpret_cast<RowsOwnShared<T>*>(shared_bytes);
-    if (threadIdx.x == 0) {
-        shared.k_ring.init(multiplying_groups * 4);
-        shared.v_ring.init(multiplying_groups * 4);
-        shared.own_ring.init(multiplying_groups * 4);
-        ptx::mbarrier_init(ptx::shared_address(&shared.landed), 1);
-        ptx::mbarrier_init_fence();
-    }
-    __syncthreads();
-    const int group = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / group_threads, 0);
-    if (group == 0) {
-        ptx::setmaxnreg_dec<loading_registers>();
-        if (threadIdx.x < warp_lanes) load<T>(a, shared);
-    } else {
-        ptx::setmaxnreg_inc<multiplying_registers>();
-        multiply<T>(a, shared, group - 1);
-    }
+// Whether no diagonal limits what a query sees.
+inline bool sees_all(const KeyRange& keys) {
+    return keys.before >= KeyRange::unlimited && keys.after >= KeyRange::unlimited;
 }
 
 }  // namespace
@@ -562,56 +128,35 @@ __global__ void __launch_bounds__(block_threads, 1)
 void attention_backward_sm90(const attention::Backward& a) {
     with_16_bits(a.problem.q.dtype, [&](auto storage) {
         using Storage = decltype(storage);
-        with_head_dim(a.problem.D, BackwardHeadDims{}, [&](auto head_dim) {
-            using T = HopperBackward<Storage, head_dim()>;
-            static_assert(sizeof(KeysOwnShared<T>) <= shared_bytes_hopper);
-            static_assert(sizeof(RowsOwnShared<T>) <= shared_bytes_hopper);
-            const Problem& p = a.problem;
-            const std::int64_t rows = p.B * p.H * p.T;
-            auto* facts = scratch<Facts>(static_cast<std::size_t>(rows + T::rows));
-            const FactsArguments<Storage> of_rows{p.keys,
-                                                  Vectors<const Storage>(a.grad_out),
-                                                  Vectors<const Storage>(a.out),
-                                                  static_cast<const float*>(a.lse.data),
-                                                  a.grad_lse ? static_cast<const float*>(a.grad_lse->data) : nullptr,
-                                                  facts,
-                                                  p.H,
-                                                  p.T,
-                                                  rows,
-                                                  static_cast<int>(p.D)};
-            launch(attention_facts_sm90<Storage>,
-                   {static_cast<unsigned>(divide_up(rows, facts_warps)), facts_warps * warp_lanes}, of_rows);
+        const Problem& p = a.problem;
+        const std::int64_t rows = p.B * p.H * p.T;
+        if (rows == 0 && p.B * p.S == 0) return;
+        auto* const facts = scratch<Facts>(static_cast<std::size_t>(rows + 2 * group_rows));
+        const FactsArguments<Storage> of_rows{p.keys,
+                                              Vectors<const Storage>(a.grad_out),
+                                              Vectors<const Storage>(a.out),
+                                              static_cast<const float*>(a.lse.data),
+                                              a.grad_lse ? static_cast<const float*>(a.grad_lse->data) : nullptr,
+                                              facts,
+                                              p.T,
+                                              static_cast<unsigned>(p.H),
+                                              static_cast<int>(p.D)};
+        const auto tiles_of_facts = static_cast<unsigned>(p.B * p.H * divide_up(p.T, facts_rows));
+        launch(attention_facts_sm90<Storage>, {tiles_of_facts, facts_threads}, of_rows);
 
-            const TensorView k = for_tensor_copies(p.k), v = for_tensor_copies(p.v);
-            const TensorView q = for_tensor_copies(p.q), grad_out = for_tensor_copies(a.grad_out);
-            const auto arguments = [&]<class Rows, class Keys>(Rows, Keys) {
-                return GradientArguments<Storage>{map_or_any<typename Rows::Type>(q, k),
-                                                  map_or_any<typename Rows::Type>(grad_out, k),
-                                                  map_or_any<typename Keys::Type>(k, q),
-                                                  map_or_any<typename Keys::Type>(v, q),
-                                                  p.keys,
-                                                  Scoring(p),
-                                                  facts,
-                                                  p.T,
-                                                  p.S,
-                                                  static_cast<int>(p.H),
-                                                  static_cast<int>(p.D),
-                                                  static_cast<int>(p.H / p.G),
-                                                  static_cast<float>(p.scale)};
-            };
-            if (p.B > 0 && p.S > 0) {
-                const KeyGradients<Storage> of_keys{
-                    arguments(TypeOf<typename T::RowsTile>{}, TypeOf<typename T::OwnTile>{}),
-                    Schedule<Over::keys>(p, T::own), Vectors<Storage>(a.grad_k), Vectors<Storage>(a.grad_v)};
-                launch(attention_backward_keys_sm90<T>,
-                       {of_keys.schedule.blocks, block_threads, sizeof(KeysOwnShared<T>)}, of_keys);
-            }
-            if (rows > 0) {
-                const QueryGradient<Storage> of_queries{
-                    arguments(TypeOf<typename T::OwnTile>{}, TypeOf<typename T::KeysTile>{}),
-                    Schedule<Over::rows>(p, T::own), Vectors<Storage>(a.grad_q)};
-                launch(attention_backward_queries_sm90<T>,
-                       {of_queries.schedule.blocks, block_threads, sizeof(RowsOwnShared<T>)}, of_queries);
+        const GradientInputs inputs{for_tensor_copies(p.q), for_tensor_copies(p.k), for_tensor_copies(p.v),
+                                    for_tensor_copies(a.grad_out), facts};
+        with_head_dim(p.D, BackwardHeadDims{}, [&](auto head_dim) {
+            if constexpr (head_dim() == 64) {
+                backward_in_one<Storage, 64>(a, inputs);
+            } else if constexpr (head_dim() == 128) {
+                if (sees_all(p.keys)) {
+                    backward_in_one<Storage, 128>(a, inputs);
+                } else {
+                    backward_in_two<Storage, 128>(a, inputs);
+                }
+            } else {
+                backward_in_two<Storage, head_dim()>(a, inputs);
             }
         });
     });

@@ -1,7 +1,7 @@
 // What attention's kernels for Hopper share: tensors as tensor copies take them, which part a block works on next, the
 // places in rings of tiles, and a warpgroup's products.
 //
-// A block is a warpgroup that loads (one warp of it works) and two or three that multiply, each 64 rows of its own.
+// A block is a warpgroup that loads (few of its warps work) and two or three that multiply, each 64 rows of its own.
 // Tiles travel through rings in shared memory: a barrier says that a stage is full, another that all warps that
 // multiply are done with it. Accumulators lie as ptx/wgmma.cuh says: of a warp's 16 rows lane (g, q) has row g in
 // elements with index / 2 even, row g + 8 in the others; column 8 · (index / 4) + 2q + index % 2.
@@ -66,10 +66,9 @@ __global__ void __launch_bounds__(copy_threads) attention_copy_sm90(const __grid
     }
 }
 
-// A tensor (batch, time, heads, D) that tensor copies can read, with the same values: itself, or, where addresses are
-// no multiples of 16 bytes or vectors lie on one another, a copy with columns of zeros. So bits do not depend on
-// strides.
-inline TensorView for_tensor_copies(const TensorView& tensor) {
+// A tensor (batch, time, heads, D) as tensor copies may read and write it; none where addresses are no multiples of 16
+// bytes, or vectors lie on one another.
+inline std::optional<TensorView> as_it_is(const TensorView& tensor) {
     TensorView out = tensor;
     bool fits = reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0 && tensor.shape[3] % chunk_elements == 0;
     for (int i = 0; i < 3; ++i) {
@@ -79,7 +78,14 @@ inline TensorView for_tensor_copies(const TensorView& tensor) {
             fits &= tensor.strides[i] % chunk_elements == 0 && tensor.strides[i] > 0;
         }
     }
-    if (fits || elements(tensor) == 0) return out;
+    return fits || elements(tensor) == 0 ? std::optional(out) : std::nullopt;
+}
+
+// A tensor (batch, time, heads, D) that tensor copies can read, with the same values: itself, or, where that can't be,
+// a copy with columns of zeros. So bits do not depend on strides.
+inline TensorView for_tensor_copies(const TensorView& tensor) {
+    if (const auto same = as_it_is(tensor)) return *same;
+    TensorView out = tensor;
     const std::int64_t width = divide_up(tensor.shape[3], chunk_elements) * chunk_elements;
     out.shape[3] = width;
     out.strides[3] = 1;
@@ -95,15 +101,15 @@ inline TensorView for_tensor_copies(const TensorView& tensor) {
     return out;
 }
 
-// The map of a tensor from for_tensor_copies, in boxes that are the blocks of a Tile.
+// The map of a tensor from for_tensor_copies, in boxes that are the blocks of a Tile, or so many of their rows.
 template <class Tile>
-CUtensorMap map_of(const TensorView& t) {
+CUtensorMap map_of(const TensorView& t, int rows = Tile::rows) {
     return tensor_map({t.data,
                        t.dtype,
                        4,
                        {t.shape[3], t.shape[1], t.shape[2], t.shape[0]},
                        {1, t.strides[1], t.strides[2], t.strides[0]},
-                       {Tile::block_columns, Tile::rows, 1, 1},
+                       {Tile::block_columns, rows, 1, 1},
                        Tile::swizzle == 128 ? Swizzle::bytes128 : Swizzle::bytes64});
 }
 
@@ -115,29 +121,39 @@ CUtensorMap map_or_any(const TensorView& tensor, const TensorView& another) {
 
 // ---- which part a block works on ----
 
-constexpr std::int64_t cached_bytes = std::int64_t{32} << 20;  // of keys and values that the L2 cache can keep
+constexpr std::int64_t cached_bytes = std::int64_t{32} << 20;  // of keys and values that stay in L2 beside the rest
 
-// All tiles of all heads, in the order in which they are begun: heads in sections whose keys and values fit the L2
-// cache; of a section the longest tiles under a causal diagonal first. Blocks stay, and take the next one when they are
-// done: which block makes which tile is left to chance, and nothing depends on it.
+// How many heads a section has at most; at least those of one kv head.
+struct Sections {
+    std::int64_t bytes;              // of their keys and values
+    std::optional<unsigned> rounds;  // tiles for each block
+};
+
+// All tiles of all heads, in the order in which they are begun: heads in sections; of a section the longest tiles under
+// a causal diagonal first. Blocks stay, and take the next one when they are done: which block makes which tile is left
+// to chance, and nothing depends on it.
 template <Over over>
 struct Schedule {
     Tiling<over> tiling;
     unsigned heads, section_heads, tiles;  // heads of all sequences
     unsigned items, blocks;
-    unsigned* taken;  // by blocks that had their first
+    unsigned* taken;
 
-    Schedule(const Problem& p, int tile)
+    Schedule(const Problem& p, int tile, const Sections& sections = {cached_bytes, {}})
         : tiling(p, tile, 1, static_cast<int>(over == Over::rows ? p.H : p.G)),
           heads(static_cast<unsigned>((p.keys.cu_seqlens ? 1 : p.keys.sequences()) * tiling.kv_heads)),
           tiles(static_cast<unsigned>(tiling.tiles)),
           items(heads * tiles) {
         const std::int64_t group = over == Over::rows ? p.H / p.G : 1;
-        const std::int64_t bytes = 2 * sizeof(std::uint16_t) * p.S * p.D;  // of a kv head
-        const std::int64_t together = bytes > 0 ? cached_bytes / bytes * group : heads;
-        section_heads = static_cast<unsigned>(together < group ? group : together > heads ? heads : together);
         const auto most = static_cast<unsigned>(multiprocessors(p.q.device.index));
         blocks = items < most ? items : most;
+        const std::int64_t bytes = 2 * sizeof(std::uint16_t) * p.S * p.D;  // of a kv head
+        std::int64_t together = bytes > 0 ? sections.bytes / bytes * group : heads;
+        if (sections.rounds && items > 0) {
+            const std::int64_t in_rounds = divide_up(std::int64_t{*sections.rounds} * blocks / tiles, group) * group;
+            together = together < in_rounds ? together : in_rounds;
+        }
+        section_heads = static_cast<unsigned>(together < group ? group : together > heads ? heads : together);
         taken = scratch<unsigned>(1);
         clear(taken, sizeof *taken);
     }
@@ -150,11 +166,13 @@ struct Schedule {
         const unsigned tile = in_section / here;
         return tiling.at(section * section_heads + in_section % here, over == Over::rows ? tiles - 1 - tile : tile);
     }
-    // The next item, by a whole warp.
-    __device__ unsigned next() const {
+    // The next item, by a whole warp: of blocks whose first one is their number, or of those that take all here, so
+    // that what comes earlier is begun earlier.
+    __device__ unsigned next() const { return blocks + next_from_first(); }
+    __device__ unsigned next_from_first() const {
         unsigned before = 0;
         if (ptx::elect_lane()) before = atomicAdd(taken, 1u);
-        return blocks + __reduce_max_sync(all_lanes, before);
+        return __reduce_max_sync(all_lanes, before);
     }
 };
 
@@ -169,33 +187,41 @@ struct Ring {
     static __device__ int stage(unsigned n) { return static_cast<int>(n % stages); }
     static __device__ unsigned parity(unsigned n) { return n / stages % 2; }
 
-    __device__ void init(int multiplying_warps) {
+    __device__ void init(int empties, int fills = 1) {  // arrivals
         for (int i = 0; i < stages; ++i) {
-            ptx::mbarrier_init(ptx::shared_address(&full_[i]), 1);
-            ptx::mbarrier_init(ptx::shared_address(&empty_[i]), multiplying_warps);
+            ptx::mbarrier_init(ptx::shared_address(&full_[i]), fills);
+            ptx::mbarrier_init(ptx::shared_address(&empty_[i]), empties);
         }
     }
     __device__ std::uint32_t full(unsigned n) const { return ptx::shared_address(&full_[stage(n)]); }
+    __device__ std::uint32_t empty(unsigned n) const { return ptx::shared_address(&empty_[stage(n)]); }
     __device__ void wait_full(unsigned n) const { ptx::mbarrier_wait(full(n), parity(n)); }
-    __device__ void wait_empty(unsigned n) const {
-        ptx::mbarrier_wait(ptx::shared_address(&empty_[stage(n)]), parity(n) ^ 1);
-    }
+    __device__ void wait_empty(unsigned n) const { ptx::mbarrier_wait(empty(n), parity(n) ^ 1); }
     __device__ void release(unsigned n) const {
         __syncwarp();
-        if (ptx::elect_lane()) ptx::mbarrier_arrive(ptx::shared_address(&empty_[stage(n)]));
+        if (ptx::elect_lane()) ptx::mbarrier_arrive(empty(n));
     }
 };
 
 // ---- products ----
 
-// sums = left[rows of the group] · rightᵀ, over all columns
+// The descriptor of what begins `bytes` after: one addition, where making it anew takes four instructions of each
+// product, that would not keep pace with small ones.
+__device__ inline std::uint64_t descriptor_after(std::uint64_t descriptor, std::uint32_t bytes) {
+    const std::uint32_t low = static_cast<std::uint32_t>(descriptor) + (bytes >> 4);
+    return (descriptor & ~std::uint64_t{0xffffffff}) | low;
+}
+
+// sums = left[rows of the group] · right[its first rows]ᵀ, over all columns
 template <class Left, class Right, int sums>
 __device__ void start_rows(float (&d)[sums], std::uint32_t left, std::uint32_t right) {
-    static_assert(Left::columns == Right::columns && Right::rows == 2 * sums);
+    static_assert(Left::columns == Right::columns && Right::rows >= 2 * sums);
+    const std::uint64_t first_left = Left::along_columns(left, 0), first_right = Right::along_columns(right, 0);
 #pragma unroll
     for (int k = 0; k < Left::columns; k += 16) {
-        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(d, Left::along_columns(left, k),
-                                                                         Right::along_columns(right, k), k > 0);
+        ptx::wgmma<typename Left::Storage, ptx::Major::k, ptx::Major::k>(
+            d, descriptor_after(first_left, Left::column_offset(k)),
+            descriptor_after(first_right, Right::column_offset(k)), k > 0);
     }
 }
 
@@ -212,13 +238,15 @@ __device__ void pack(Weights<steps>& to, const float (&from)[8 * steps]) {
     }
 }
 
-// sums += weights · right
+// sums += weights · right[its first rows]
 template <class Right, int sums, int steps>
 __device__ void start_weights(float (&d)[sums], const Weights<steps>& weights, std::uint32_t right) {
-    static_assert(Right::rows == 16 * steps && Right::columns == 2 * sums);
+    static_assert(Right::rows >= 16 * steps && Right::columns == 2 * sums);
+    const std::uint64_t first = Right::along_rows(right, 0);
 #pragma unroll
     for (int j = 0; j < steps; ++j) {
-        ptx::wgmma<typename Right::Storage, ptx::Major::other>(d, weights[j], Right::along_rows(right, 16 * j), true);
+        ptx::wgmma<typename Right::Storage, ptx::Major::other>(
+            d, weights[j], descriptor_after(first, 16 * j * Right::row_bytes), true);
     }
 }
 
@@ -308,108 +336,13 @@ struct Scoring {
     __device__ float cap(float x) const { return 1 - __fdividef(2, 1 + ptx::exp2_approx(x * inside)); }
 };
 
-// The keys that a warpgroup's rows see, counted from the first key of the first tile that any of them does.
-struct SeenKeys {
-    int begin[group_rows], end[group_rows];
+// ---- the keys that a block's rows see ----
 
-    // Scores become -inf where they are hidden, in the tile that begins with key `first`.
-    template <int scores>
-    __device__ void hide(float (&x)[scores], int first) const {
-        first += static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int from = begin[row_of(half)] - first, to = end[row_of(half)] - first;
-#pragma unroll
-            for (int j = 0; j < scores / 4; ++j) {
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int key = 8 * j + e;
-                    if (key < from || key >= to) x[4 * j + 2 * half + e] = -__builtin_huge_valf();
-                }
-            }
-        }
-    }
-};
-
-// The rows of a warpgroup, the keys that any of them sees, and those that all do; none if there are no rows.
-struct GroupRows {
-    RowTile rows;
-    Keys any, all;
-
-    __device__ GroupRows(const KeyRange& range, const Rows& all_rows, std::int64_t first)
-        : rows(all_rows, first, group_rows), any{0, 0}, all{0, 0} {
-        if (rows.count <= 0) return;
-        const TileKeys seen(range, all_rows.sequence, rows);
-        any = seen.any;
-        all = seen.all;
-    }
-    // Writes what the rows of this warp see; the last row there is stands for those after it.
-    __device__ void put(SeenKeys& seen, const KeyRange& range, const Sequence& sequence, int base) const {
-        if (threadIdx.x % 4 == 0) {
-#pragma unroll 1
-            for (int half = 0; half < 2; ++half) {
-                const int row = row_of(half);
-                Keys keys{0, 0};
-                if (rows.count > 0) {
-                    keys = keys_of(range, sequence, rows.query_of(row < rows.count ? row : rows.count - 1));
-                }
-                seen.begin[row] = keys.begin - base;
-                seen.end[row] = keys.end - base;
-            }
-        }
-        __syncwarp();
-    }
-};
-
-// ---- a block's rows, and the keys they see ----
-
-// A tile of a query head's rows.
-struct RowsItem {
-    Sequence sequence;
-    int head;
-    std::int64_t first_row;
-    Rows all_rows;
-    int base, tiles;  // the first key of the first key tile that any row sees; how many key tiles
-
-    template <int tile_rows, int tile_keys, class Arguments>
-    __device__ static RowsItem make(const Arguments& a, unsigned index) {
-        const Work work = a.schedule.work(index);
-        RowsItem item{};
-        if (work.none) return item;
-        item.sequence = a.keys.sequence(work.sequence);
-        item.head = work.kv_head;  // the schedule is one of query heads
-        item.first_row = work.tile * tile_rows;
-        item.all_rows = {item.sequence, item.head, 1};
-        const RowTile rows(item.all_rows, item.first_row, tile_rows);
-        if (rows.count <= 0) return item;
-        const Keys any = TileKeys(a.keys, item.sequence, rows).any;
-        item.base = any.begin / tile_keys * tile_keys;
-        item.tiles = any.empty() ? 0 : (any.end - item.base + tile_keys - 1) / tile_keys;
-        return item;
-    }
-};
-
-// What of it the loading warp needs, in the tensors' coordinates.
+// A tile of a query head's rows, and the key tiles that they see, in the tensors' coordinates.
 struct RowsLoads {
     int query = 0, head = 0, batch = 0;
     int key = 0, tiles = 0;  // the first key of the first tile
     Keys seen{0, 0};         // by any query of the sequence; without end, if that is the tensor's
-
-    RowsLoads() = default;
-    template <class Arguments>
-    __device__ RowsLoads(const RowsItem& item, const Arguments& a)
-        : query(static_cast<int>(item.sequence.queries.begin + item.first_row)),
-          head(item.head),
-          batch(static_cast<int>(item.sequence.batch)),
-          key(static_cast<int>(item.sequence.keys.begin) + item.base),
-          tiles(item.tiles) {
-        if (tiles == 0) return;
-        const Sequence& sequence = item.sequence;
-        const int first = static_cast<int>(sequence.keys.begin);
-        seen.begin = first + keys_of(a.keys, sequence, sequence.queries.begin).begin;
-        seen.end = first + keys_of(a.keys, sequence, sequence.queries.end - 1).end;
-        if (seen.end >= a.S) seen.end = INT_MAX;
-    }
 };
 
 // Loads the n-th tile of a ring, whose first key is `key`.

@@ -38,9 +38,11 @@ struct SwizzledTile {
 
     // Operands of a product whose k are 16 of the tile's columns: `tile` is its address, plus what rows are skipped.
     __device__ static std::uint64_t along_columns(std::uint32_t tile, int first_column) {
-        return ptx::matrix_descriptor<swizzle, ptx::Major::k>(tile + first_column / block_columns * block_bytes +
-                                                              first_column % block_columns *
-                                                                  static_cast<int>(sizeof(Storage)));
+        return ptx::matrix_descriptor<swizzle, ptx::Major::k>(tile + column_offset(first_column));
+    }
+    // Bytes to the first row's element in a column.
+    __device__ static constexpr int column_offset(int column) {
+        return column / block_columns * block_bytes + column % block_columns * static_cast<int>(sizeof(Storage));
     }
     // And whose k are 16 of the tile's rows.
     __device__ static std::uint64_t along_rows(std::uint32_t tile, int first_row) {

@@ -14,6 +14,7 @@
 #include "cuda/ptx/shared_address.cuh"
 #include "cuda/ptx/stmatrix.cuh"
 #include "cuda/ptx/tma.cuh"
+#include "cuda/ptx/turn.cuh"
 #include "cuda/ptx/wgmma.cuh"
 
 using namespace pygpt::cuda::ptx;
@@ -39,7 +40,7 @@ __device__ std::uint32_t fresh_barrier(std::uint64_t* memory, int arrivals) {
     return barrier;
 }
 
-enum Wrong { none, no_wait, wrong_parity, no_proxy_fence, wrong_swizzle, wrong_bytes };
+enum Wrong { none, no_wait, wrong_parity, no_proxy_fence, wrong_swizzle, wrong_bytes, wait_for_read };
 
 // ---- Tensor copies: a box of `bytes` at the coordinates `at` of one tensor goes to the same place of another, and as
 // it lies in shared memory to `out`.
@@ -116,6 +117,31 @@ KERNEL bulk(const float* from, float* to, int wrong) {
     bulk_add(to, shared_address(row), sizeof row);
     tma_commit();
     tma_wait_read<0>();
+}
+
+// Each block adds its row of 64 floats to `to`, after the block before; the first one stores.
+KERNEL take_turns(const float* from, float* to, std::uint32_t* turn, int wrong) {
+    __shared__ std::uint64_t memory;
+    __shared__ __align__(16) float row[64];
+    const std::uint32_t barrier = fresh_barrier(&memory, 1);
+    if (threadIdx.x > 0) return;
+    mbarrier_arrive_expect(barrier, sizeof row);
+    bulk_load(shared_address(row), from + 64 * blockIdx.x, sizeof row, barrier);
+    mbarrier_wait(barrier, 0);
+    while (wrong != no_wait && load_acquire(turn) != blockIdx.x) {
+    }
+    fence_async_global();
+    if (blockIdx.x == 0)
+        bulk_store(to, shared_address(row), sizeof row);
+    else
+        bulk_add(to, shared_address(row), sizeof row);
+    tma_commit();
+    if (wrong == wait_for_read)
+        tma_wait_read<0>();
+    else
+        tma_wait<0>();
+    fence_async_global();
+    store_release(turn, blockIdx.x + 1);
 }
 
 // Two blocks: each loads half of a (2, 64) tile into both; the other's consumers give the place back before it is
