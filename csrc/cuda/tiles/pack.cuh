@@ -18,6 +18,11 @@ constexpr int pack_bytes = 16;
 template <class Storage>
 constexpr int pack_elements = pack_bytes / static_cast<int>(sizeof(Storage));
 
+template <int count>
+struct Floats {
+    float value[count];
+};
+
 // Elements as they lie in memory. They move as words of up to 16 bytes, by an intrinsic where they are stored: the
 // compiler takes assignments of structs apart.
 template <class Storage, int count>
@@ -32,6 +37,19 @@ struct Pack {
         for (int i = 0; i < bytes / static_cast<int>(sizeof(Word)); ++i) {
             reinterpret_cast<Word*>(out.value)[i] = reinterpret_cast<const Word*>(memory)[i];
         }
+        return out;
+    }
+    // Rounded.
+    __device__ static Pack of(const Floats<count>& x) {
+        Pack out;
+#pragma unroll
+        for (int i = 0; i < count; ++i) out.value[i] = from_float<Storage>(x.value[i]);
+        return out;
+    }
+    __device__ Floats<count> floats() const {
+        Floats<count> out;
+#pragma unroll
+        for (int i = 0; i < count; ++i) out.value[i] = to_float(value[i]);
         return out;
     }
     __device__ void write(Storage* memory) const {
@@ -52,34 +70,24 @@ inline bool in_packs(int count, std::int64_t width, std::initializer_list<const 
     return aligned;
 }
 
-template <int count>
-struct Floats {
-    float value[count];
-};
-
 // `count` elements from `from` on; those past the `left` that exist are 0. If `aligned`, all exist.
 template <bool aligned, int count, class Storage>
 __device__ Floats<count> load(const Storage* from, std::int64_t left) {
-    Floats<count> out;
     if constexpr (aligned) {
-        const auto pack = Pack<Storage, count>::from(from);
-#pragma unroll
-        for (int i = 0; i < count; ++i) out.value[i] = to_float(pack.value[i]);
+        return Pack<Storage, count>::from(from).floats();
     } else {
+        Floats<count> out;
 #pragma unroll
         for (int i = 0; i < count; ++i) out.value[i] = i < left ? to_float(from[i]) : 0.0f;
+        return out;
     }
-    return out;
 }
 
 // Writes those of the elements that exist.
 template <bool aligned, int count, class Storage>
 __device__ void store(Storage* to, const Floats<count>& x, std::int64_t left) {
     if constexpr (aligned) {
-        Pack<Storage, count> pack;
-#pragma unroll
-        for (int i = 0; i < count; ++i) pack.value[i] = from_float<Storage>(x.value[i]);
-        pack.write(to);
+        Pack<Storage, count>::of(x).write(to);
     } else {
 #pragma unroll
         for (int i = 0; i < count; ++i) {
