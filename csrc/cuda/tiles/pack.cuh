@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "cuda/number.cuh"
+#include "cuda/ptx/convert.cuh"
 
 namespace pygpt::cuda {
 
@@ -42,14 +43,57 @@ struct Pack {
     // Rounded.
     __device__ static Pack of(const Floats<count>& x) {
         Pack out;
+        if constexpr (sizeof(Storage) == 2) {
 #pragma unroll
-        for (int i = 0; i < count; ++i) out.value[i] = from_float<Storage>(x.value[i]);
+            for (int i = 0; i < count; i += 2) {
+                const unsigned pair = ptx::pack_pair<Storage>(x.value[i], x.value[i + 1]);
+                memcpy(out.value + i, &pair, sizeof(pair));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < count; ++i) out.value[i] = x.value[i];
+        }
         return out;
     }
+    // The first `left` elements, the others 0: one by one, wherever they lie.
+    __device__ static Pack of_first(std::int64_t left, const Storage* memory) {
+        Pack out;
+        if constexpr (sizeof(Storage) == 2) {
+#pragma unroll
+            for (int i = 0; i < count; i += 2) {
+                const auto* const from = reinterpret_cast<const unsigned short*>(memory + i);
+                unsigned pair = i < left ? from[0] : 0u;
+                if (i + 1 < left) pair |= unsigned{from[1]} << 16;
+                memcpy(out.value + i, &pair, sizeof(pair));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < count; ++i) out.value[i] = i < left ? memory[i] : 0.0f;
+        }
+        return out;
+    }
+    // By words: elements of 16 bits, each on its own, would take a register each.
     __device__ Floats<count> floats() const {
         Floats<count> out;
 #pragma unroll
-        for (int i = 0; i < count; ++i) out.value[i] = to_float(value[i]);
+        for (int i = 0; i < count; i += 4 / static_cast<int>(sizeof(Storage))) {
+            if constexpr (sizeof(Storage) == 4) {
+                out.value[i] = value[i];
+            } else {
+                unsigned pair;
+                memcpy(&pair, value + i, sizeof(pair));
+                if constexpr (std::is_same_v<Storage, bf16>) {
+                    out.value[i] = __uint_as_float(pair << 16);
+                    out.value[i + 1] = __uint_as_float(pair & 0xffff0000u);
+                } else {
+                    __half2 halves;
+                    memcpy(&halves, &pair, sizeof(pair));
+                    const float2 both = __half22float2(halves);
+                    out.value[i] = both.x;
+                    out.value[i + 1] = both.y;
+                }
+            }
+        }
         return out;
     }
     __device__ void write(Storage* memory) const {
