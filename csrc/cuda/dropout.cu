@@ -14,10 +14,11 @@ namespace pygpt::cuda {
 namespace {
 
 constexpr int threads = 256;
-constexpr int words = 4;  // of a Philox block
+constexpr int blocks = 3;  // of a multiprocessor, at least
+constexpr int words = 4;   // of a Philox block
 
 template <class Storage, bool aligned>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, blocks)
     dropout_forward_kernel(const Storage* x, const std::int64_t* seed, Storage* out, std::int64_t rows,
                            std::int64_t width, std::uint32_t drop_below, bool drop_all, float scale) {
     constexpr int vector = pack_elements<Storage>;
@@ -26,12 +27,25 @@ __global__ void __launch_bounds__(threads)
     const std::int64_t task = std::int64_t{blockIdx.x} * threads + threadIdx.x;
     const std::int64_t row = task / owners / groups;
     if (row >= rows) return;
-    const std::int64_t group = task / owners % groups;
+    const std::int64_t group = task / owners - row * groups;
     const int first_block = static_cast<int>(task % owners) * vector;
     const std::uint64_t key = static_cast<std::uint64_t>(*seed) + static_cast<std::uint64_t>(row);
 
-    unsigned dropped[words] = {};  // a bit for each element of a pack
+    const std::int64_t first = group * philox::elements_per_group + first_block;  // of the row
+    Pack<Storage, vector> packs[words];                                           // on their way meanwhile
 #pragma unroll
+    for (int word = 0; word < words; ++word) {
+        const std::int64_t i = first + word * philox::blocks_per_group;
+        if (i >= width) continue;
+        const Storage* own = x + row * width + i;
+        if constexpr (aligned) {
+            packs[word] = Pack<Storage, vector>::from(own);
+        } else {
+            packs[word] = Pack<Storage, vector>::of_first(width - i, own);
+        }
+    }
+    unsigned dropped[words] = {};  // a bit for each element of a pack
+#pragma unroll 2
     for (int i = 0; i < vector; ++i) {
         const auto block = static_cast<std::uint64_t>(group * philox::blocks_per_group + first_block + i);
         const philox::Words bits = philox::bits(
@@ -41,10 +55,9 @@ __global__ void __launch_bounds__(threads)
     }
 #pragma unroll
     for (int word = 0; word < words; ++word) {
-        const std::int64_t i =
-            group * philox::elements_per_group + word * philox::blocks_per_group + first_block;  // of the row
+        const std::int64_t i = first + word * philox::blocks_per_group;
         if (i >= width) break;
-        Floats<vector> values = load<aligned, vector>(x + row * width + i, width - i);
+        Floats<vector> values = packs[word].floats();
 #pragma unroll
         for (int j = 0; j < vector; ++j)
             values.value[j] = drop_all ? 0.0f : values.value[j] * (dropped[word] >> j & 1 ? 0.0f : scale);

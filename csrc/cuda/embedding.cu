@@ -75,7 +75,7 @@ __global__ void embedding_backward_count_kernel(const std::int64_t* ids, Count* 
 }
 
 constexpr int scan_threads = 1024;
-constexpr int counts_per_thread = 4;
+constexpr int counts_per_thread = 8;
 
 // One block: start[v] = Σ_{u < v} counts[u], for v up to V; next = start. Lists the frequent ids, in any order.
 __global__ void __launch_bounds__(scan_threads)
@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(scan_threads)
     for (std::int64_t first = 0; first < vocabulary; first += scan_threads * counts_per_thread) {
         const std::int64_t mine = first + std::int64_t{threadIdx.x} * counts_per_thread;
         Count count[counts_per_thread], sum = 0;
+#pragma unroll
         for (int i = 0; i < counts_per_thread; ++i) {
             count[i] = mine + i < vocabulary ? counts[mine + i] : 0;
             sum += count[i];
@@ -105,7 +106,9 @@ __global__ void __launch_bounds__(scan_threads)
             if (w < warp) place += warp_sums[w];
             before += warp_sums[w];
         }
-        for (int i = 0; i < counts_per_thread && mine + i < vocabulary; ++i) {
+#pragma unroll
+        for (int i = 0; i < counts_per_thread; ++i) {
+            if (mine + i >= vocabulary) break;
             start[mine + i] = next[mine + i] = place;
             if (count[i] > threads) {
                 const Count sums = (count[i] + rows_per_sum - 1) / rows_per_sum;

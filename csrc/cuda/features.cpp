@@ -42,6 +42,10 @@ std::int64_t shared_memory_bytes(int device) {
     return known_devices().found.at(static_cast<std::size_t>(device)).shared_memory_bytes;
 }
 
+std::int64_t memory_bytes(int device) {
+    return known_devices().found.at(static_cast<std::size_t>(device)).memory_bytes;
+}
+
 int multiprocessors(int device) {
     return known_devices().found.at(static_cast<std::size_t>(device)).multiprocessors;
 }
@@ -59,6 +63,10 @@ std::string why_not(int, int) {
 }
 
 std::int64_t shared_memory_bytes(int) {
+    return 0;
+}
+
+std::int64_t memory_bytes(int) {
     return 0;
 }
 

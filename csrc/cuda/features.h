@@ -15,6 +15,9 @@ std::string why_not(int architecture, int device);
 // The most shared memory that one block can have there, in bytes.
 std::int64_t shared_memory_bytes(int device);
 
+// All of its memory, in bytes, whoever uses it.
+std::int64_t memory_bytes(int device);
+
 // How many multiprocessors it has.
 int multiprocessors(int device);
 

@@ -6,19 +6,19 @@
 //                     grad_x = rstd · (g - Σ g / C - n · Σ g·n / C) + grad_sum
 //          per column: grad_weight = Σ_rows grad_out · n;  grad_bias = Σ_rows grad_out
 //
-// A row belongs to a team of warps, as many as C needs; a thread owns every blockDim.x-th pack of 16 bytes. Forward: it
-// holds the first ones in registers, so that a row is read from memory once; what is wider than a team can hold is read
-// again, from the caches. Mean and variance take two passes; the second also mends what rounding did to the mean.
+// A row belongs to a team of warps, as many as C needs; a thread owns every blockDim.x-th pack of 16 bytes. It holds
+// the first ones in registers, all on their way from memory at one time, so that a row is read once; what is wider than
+// a team can hold is read again, from the caches. Mean and variance take two passes; the second also mends what
+// rounding did to the mean.
 //
-// Backward: registers hold what is longest in use, the sums for grad_weight and grad_bias, and a row is read a second
-// time from L1. A block owns `rows_per_group` rows, which its teams take in turn: each thread sums its own columns over
-// its team's rows, then the teams' sums are added in order, and then the groups' (tiles/column_sums.cuh). Teams are cut
-// by C alone.
+// Backward: a block owns a group of rows, which its teams take in turn, the next row on its way while one is worked on:
+// each thread sums its own columns over its team's rows, for grad_weight and grad_bias, then the teams' sums are added
+// in order, and then the groups' (tiles/column_sums.cuh). Teams are cut by C alone, groups by the number of rows.
 //
 // Products are kept from being fused with a later sum (__fmul_rn), or the compiler might do so for one alignment alone.
 //
 // The floors are reading x (and residual, grad_out, grad_sum) and writing what is asked for, each once; the backward
-// has 8 C / rows_per_group bytes a row on top, twice, which stay in L2.
+// has 8 C bytes a group on top, twice, which stay in L2.
 #include <algorithm>
 
 #include "cuda/kernels.h"
@@ -31,23 +31,23 @@
 namespace pygpt::cuda {
 namespace {
 
-template <class Storage_, class Parameter_, bool aligned_, int kept_elements>
+// `kept`: packs that a thread holds in registers.
+template <class Storage_, class Parameter_, bool aligned_, int kept_, int max_team_>
 struct Traits {
     using Storage = Storage_;
     using Parameter = Parameter_;
     static constexpr bool aligned = aligned_;
     static constexpr int vector = pack_elements<Storage>;
-    static constexpr int kept = kept_elements / vector;  // packs that a thread holds in registers
-    static constexpr int max_team = 16;                  // warps
-    static constexpr int held_by_warp = warp_lanes * kept_elements;
+    static constexpr int kept = kept_;
+    static constexpr int max_team = max_team_;  // warps
     static int team(std::int64_t width) {
-        return static_cast<int>(std::clamp<std::int64_t>(divide_up(width, held_by_warp), 1, max_team));
+        return static_cast<int>(std::clamp<std::int64_t>(divide_up(width, warp_lanes * kept * vector), 1, max_team));
     }
 };
 template <class Storage, class Parameter, bool aligned>
-using ForwardTraits = Traits<Storage, Parameter, aligned, 32>;
+using ForwardTraits = Traits<Storage, Parameter, aligned, 32 / pack_elements<Storage>, 12>;
 template <class Storage, class Parameter, bool aligned>
-using BackwardTraits = Traits<Storage, Parameter, aligned, 16>;
+using BackwardTraits = Traits<Storage, Parameter, aligned, sizeof(Storage) == 4 ? 3 : 2, 16>;
 
 template <class T>
 struct Forward {
@@ -59,47 +59,100 @@ struct Forward {
     float eps;
 };
 
-// The packs of a row that a thread owns: f(first column, k) for the k-th, those past T::kept with k = T::kept.
-template <class T, class F>
-__device__ void each_pack(std::int64_t width, F f) {
-    const std::int64_t stride = std::int64_t{blockDim.x} * T::vector;
-    std::int64_t i = std::int64_t{threadIdx.x} * T::vector;
+// The packs of a row that a thread owns, the k-th from column at(k) on.
+template <class T>
+struct Owned {
+    std::int64_t width, first, stride;
+    int packs;
+
+    __device__ explicit Owned(std::int64_t columns)
+        : width(columns),
+          first(std::int64_t{threadIdx.x} * T::vector),
+          stride(std::int64_t{blockDim.x} * T::vector),
+          packs(first < width ? static_cast<int>((width - first + stride - 1) / stride) : 0) {}
+
+    __device__ std::int64_t at(int k) const { return first + k * stride; }
+
+    // f(first column, k) for each, those past T::kept with k = T::kept.
+    template <class F>
+    __device__ void each(F f) const {
 #pragma unroll
-    for (int k = 0; k < T::kept; ++k, i += stride) {
-        if (i < width) f(i, k);
+        for (int k = 0; k < T::kept; ++k) {
+            if (k < packs) f(at(k), k);
+        }
+        each_past_kept(f);
     }
-    for (; i < width; i += stride) f(i, T::kept);
-}
+    template <class F>
+    __device__ void each_past_kept(F f) const {
+        for (int k = T::kept; k < packs; ++k) f(at(k), T::kept);
+    }
+
+    // Those of a row from the `from`-th on, as they lie in memory; what does not exist is 0. Nothing but loads, so that
+    // all are on their way at one time.
+    template <class Value, int count>
+    __device__ void load_into(Pack<Value, T::vector> (&out)[count], const Value* row, int from = 0) const {
+#pragma unroll
+        for (int k = 0; k < count; ++k) {
+            out[k] = {};
+            if (from + k >= packs) continue;
+            const Value* own = row + at(from + k);
+            if constexpr (T::aligned) {
+                out[k] = Pack<Value, T::vector>::from(own);
+            } else {
+                out[k] = Pack<Value, T::vector>::of_first(width - at(from + k), own);
+            }
+        }
+    }
+};
 
 template <class T>
-__global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_forward_kernel(const Forward<T> a) {
+__global__ void __launch_bounds__(T::max_team* warp_lanes, 2) layer_norm_forward_kernel(const Forward<T> a) {
+    using Storage = typename T::Storage;
     using Part = Floats<T::vector>;
+    using Raw = Pack<Storage, T::vector>;
+    using Factors = Pack<typename T::Parameter, T::vector>;
     __shared__ float shared[max_warps];
     __shared__ float2 shared_pair[max_warps];
     const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-    if (row >= a.rows) return;  // a whole warp, which is then a whole team
-    const auto* x = a.x + row * a.width;
-    const auto* residual = a.residual ? a.residual + row * a.width : nullptr;
-    auto* total = a.residual ? a.sum + row * a.width : nullptr;
-    const auto* source = a.residual ? total : x;  // of what is read again
+    if (row >= a.rows) return;                    // a whole warp, which is then a whole team
+    const Storage* source = a.x + row * a.width;  // of what is normalised
 
-    Part held[T::kept] = {};
+    Raw held[T::kept];
+    const Owned<T> owned(a.width);
+    owned.load_into(held, source);
+    if (a.residual) {
+        constexpr int at_once = 4;
+        const Storage* residual = a.residual + row * a.width;
+        Storage* total = a.sum + row * a.width;
+        const auto add = [&](Part values, const Part& added, std::int64_t i) {
+#pragma unroll
+            for (int j = 0; j < T::vector; ++j) values.value[j] += added.value[j];
+            store<T::aligned>(total + i, values, a.width - i);
+            return Raw::of(values);
+        };
+#pragma unroll
+        for (int first = 0; first < T::kept; first += at_once) {
+            Raw added[at_once];
+            owned.load_into(added, residual, first);
+#pragma unroll
+            for (int k = 0; k < at_once; ++k) {
+                if (first + k >= owned.packs) break;
+                held[first + k] = add(held[first + k].floats(), added[k].floats(), owned.at(first + k));
+            }
+        }
+        owned.each_past_kept([&](std::int64_t i, int) {
+            add(load<T::aligned, T::vector>(source + i, a.width - i),
+                load<T::aligned, T::vector>(residual + i, a.width - i), i);
+        });
+        source = total;
+    }
     const auto part = [&](std::int64_t i, int k) {
-        return k < T::kept ? held[k] : load<T::aligned, T::vector>(source + i, a.width - i);
+        return k < T::kept ? held[k].floats() : load<T::aligned, T::vector>(source + i, a.width - i);
     };
 
     float sum = 0;
-    each_pack<T>(a.width, [&](std::int64_t i, int k) {
-        Part values = load<T::aligned, T::vector>(x + i, a.width - i);
-        if (residual) {
-            const Part added = load<T::aligned, T::vector>(residual + i, a.width - i);
-#pragma unroll
-            for (int j = 0; j < T::vector; ++j) {
-                values.value[j] = to_float(from_float<typename T::Storage>(values.value[j] + added.value[j]));
-            }
-            store<T::aligned>(total + i, values, a.width - i);
-        }
-        if (k < T::kept) held[k] = values;
+    owned.each([&](std::int64_t i, int k) {
+        const Part values = part(i, k);
 #pragma unroll
         for (int j = 0; j < T::vector; ++j) sum += values.value[j];
     });
@@ -107,7 +160,7 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_forward
     const float first_mean = __fmul_rn(reduce_team(sum, shared, Sum{}), per_width);
 
     float2 moments = {0, 0};  // Σ d, Σ d² of the distances from the first mean
-    each_pack<T>(a.width, [&](std::int64_t i, int k) {
+    owned.each([&](std::int64_t i, int k) {
         const Part values = part(i, k);
 #pragma unroll
         for (int j = 0; j < T::vector; ++j) {
@@ -122,18 +175,32 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_forward
     const float variance = fmaxf(0.0f, fmaf(-correction, correction, __fmul_rn(moments.y, per_width)));
     const float rstd = 1.0f / sqrtf(variance + a.eps);
 
-    auto* out = a.out + row * a.width;
-    each_pack<T>(a.width, [&](std::int64_t i, int k) {
-        const Part values = part(i, k);
-        const Part weight = load<T::aligned, T::vector>(a.weight + i, a.width - i);
-        Part shift = {};
-        if (a.bias) shift = load<T::aligned, T::vector>(a.bias + i, a.width - i);
+    Storage* out = a.out + row * a.width;
+    const auto write = [&](std::int64_t i, const Part& values, const Part& weight, const Part& shift) {
         Part result;
 #pragma unroll
         for (int j = 0; j < T::vector; ++j) {
             result.value[j] = fmaf((values.value[j] - mean) * rstd, weight.value[j], shift.value[j]);
         }
         store<T::aligned>(out + i, result, a.width - i);
+    };
+    constexpr int at_once = sizeof(typename T::Parameter) > sizeof(Storage) ? 1 : 2;
+#pragma unroll
+    for (int first = 0; first < T::kept; first += at_once) {
+        if (first >= owned.packs) break;
+        Factors weight[at_once], shift[at_once] = {};
+        owned.load_into(weight, a.weight, first);
+        if (a.bias) owned.load_into(shift, a.bias, first);
+#pragma unroll
+        for (int k = 0; k < at_once; ++k) {
+            if (first + k >= owned.packs) break;
+            write(owned.at(first + k), held[first + k].floats(), weight[k].floats(), shift[k].floats());
+        }
+    }
+    owned.each_past_kept([&](std::int64_t i, int k) {
+        Part shift = {};
+        if (a.bias) shift = load<T::aligned, T::vector>(a.bias + i, a.width - i);
+        write(i, part(i, k), load<T::aligned, T::vector>(a.weight + i, a.width - i), shift);
     });
     if (threadIdx.x == 0) {
         if (a.mean) a.mean[row] = mean;
@@ -141,8 +208,12 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_forward
     }
 }
 
-constexpr int rows_per_group = 32;
-constexpr int backward_warps = 8;  // of a block, where teams are small
+constexpr std::int64_t wanted_groups = 256;  // two blocks for each multiprocessor of a large device
+constexpr int backward_warps = 8;            // of a block, where teams are small
+
+int rows_of_group(std::int64_t rows) {
+    return static_cast<int>(std::clamp<std::int64_t>(divide_up(rows, wanted_groups), 16, 128));
+}
 
 template <class T>
 struct Backward {
@@ -152,72 +223,99 @@ struct Backward {
     typename T::Storage* grad_x;
     float* partial;  // (groups, 2, C): grad_weight and grad_bias of each group; null if nobody asks
     std::int64_t rows, width;
+    int group_rows;
+};
+
+// What the backward reads of a row.
+template <class T>
+struct BackwardRow {
+    Pack<typename T::Storage, T::vector> x[T::kept], grad_out[T::kept];
+    float mean, rstd;
+
+    __device__ void read(const Backward<T>& a, const Owned<T>& owned, std::int64_t row) {
+        owned.load_into(x, a.x + row * a.width);
+        owned.load_into(grad_out, a.grad_out + row * a.width);
+        mean = a.mean[row];
+        rstd = a.rstd[row];
+    }
 };
 
 template <class T>
 __global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_backward_kernel(const Backward<T> a) {
     using Part = Floats<T::vector>;
-    __shared__ float2 shared[max_warps];
+    __shared__ float2 shared[2][max_warps];  // rows take turns, so that one barrier a row is enough
     __shared__ float team_parts[T::vector][backward_warps * warp_lanes];
     const int teams = static_cast<int>(blockDim.y);
     float* const grad_weight = a.partial ? a.partial + std::int64_t{blockIdx.x} * 2 * a.width : nullptr;
     float* const grad_bias = a.partial ? grad_weight + a.width : nullptr;
     const float per_width = 1.0f / static_cast<float>(a.width);
 
+    Pack<typename T::Parameter, T::vector> weights[T::kept];
+    const Owned<T> owned(a.width);
+    owned.load_into(weights, a.weight);
+    const auto weight_at = [&](std::int64_t i, int k) {
+        return k < T::kept ? weights[k].floats() : load<T::aligned, T::vector>(a.weight + i, a.width - i);
+    };
+
     Part weight_sums[T::kept] = {}, bias_sums[T::kept] = {};
-    bool first = true;  // row of the group; teams that share a group hold all they own
-    for (int r = static_cast<int>(threadIdx.y); r < rows_per_group; r += teams) {
-        const std::int64_t row = std::int64_t{blockIdx.x} * rows_per_group + r;
-        const bool exists = row < a.rows;
+    const std::int64_t first_row = std::int64_t{blockIdx.x} * a.group_rows;
+    const std::int64_t end_row = first_row + a.group_rows < a.rows ? first_row + a.group_rows : a.rows;
+    const std::int64_t first_of_team = first_row + threadIdx.y;
+    BackwardRow<T> next;  // on its way, unless it comes element by element
+    if (T::aligned && first_of_team < end_row) next.read(a, owned, first_of_team);
+    int turn = 0;
+    for (int r = 0; r < a.group_rows; r += teams, turn ^= 1) {
+        const std::int64_t row = first_of_team + r;
+        const bool exists = row < end_row;  // all go round as often
+        if (!T::aligned && exists) next.read(a, owned, row);
+        const BackwardRow<T> own = next;
+        if (T::aligned && row + teams < end_row) next.read(a, owned, row + teams);
         const auto* x = a.x + row * a.width;
         const auto* grad_out = a.grad_out + row * a.width;
-        const float mean = exists ? a.mean[row] : 0.0f;
-        const float rstd = exists ? a.rstd[row] : 0.0f;
+        const auto* grad_sum = a.grad_sum ? a.grad_sum + row * a.width : nullptr;
 
-        const auto read = [&](std::int64_t i, Part& n, Part& g) {
-            n = load<T::aligned, T::vector>(x + i, a.width - i);
-            g = load<T::aligned, T::vector>(grad_out + i, a.width - i);  // 0 where nothing is: n does not matter there
+        // The normalised x, and grad_out: 0 where nothing is, n does not matter there.
+        const auto take = [&](std::int64_t i, int k, Part& n, Part& g) {
+            n = k < T::kept ? own.x[k].floats() : load<T::aligned, T::vector>(x + i, a.width - i);
+            g = k < T::kept ? own.grad_out[k].floats() : load<T::aligned, T::vector>(grad_out + i, a.width - i);
 #pragma unroll
-            for (int j = 0; j < T::vector; ++j) n.value[j] = (n.value[j] - mean) * rstd;
+            for (int j = 0; j < T::vector; ++j) n.value[j] = (n.value[j] - own.mean) * own.rstd;
         };
         float2 sums = {0, 0};  // Σ g, Σ g·n
-        if (exists) {
-            each_pack<T>(a.width, [&](std::int64_t i, int) {
-                Part n, g;
-                read(i, n, g);
-                const Part weight = load<T::aligned, T::vector>(a.weight + i, a.width - i);
+        const auto add_to_sums = [&](std::int64_t i, int k) {
+            Part n, g;
+            take(i, k, n, g);
+            const Part weight = weight_at(i, k);
 #pragma unroll
-                for (int j = 0; j < T::vector; ++j) {
-                    const float scaled = __fmul_rn(g.value[j], weight.value[j]);
-                    sums.x += scaled;
-                    sums.y = fmaf(scaled, n.value[j], sums.y);
-                }
-            });
-        }
-        if (blockDim.x > warp_lanes) __syncthreads();  // the last row's sums have been read
-        sums = reduce_team(sums, shared, Sum{});
+            for (int j = 0; j < T::vector; ++j) {
+                const float scaled = __fmul_rn(g.value[j], weight.value[j]);
+                sums.x += scaled;
+                sums.y = fmaf(scaled, n.value[j], sums.y);
+            }
+        };
+        if (exists) owned.each(add_to_sums);
+        sums = reduce_team(sums, shared[turn], Sum{});
         if (!exists) continue;
         const float mean_g = __fmul_rn(sums.x, per_width);
         const float mean_gn = __fmul_rn(sums.y, per_width);
         auto* grad_x = a.grad_x + row * a.width;
-        const auto* grad_sum = a.grad_sum ? a.grad_sum + row * a.width : nullptr;
-        each_pack<T>(a.width, [&](std::int64_t i, int k) {
+        owned.each([&](std::int64_t i, int k) {
             Part n, g;
-            read(i, n, g);
-            const Part weight = load<T::aligned, T::vector>(a.weight + i, a.width - i);
+            take(i, k, n, g);
+            const Part weight = weight_at(i, k);
             Part result = {};
             if (grad_sum) result = load<T::aligned, T::vector>(grad_sum + i, a.width - i);
 #pragma unroll
             for (int j = 0; j < T::vector; ++j) {
                 const float inner = fmaf(-n.value[j], mean_gn, __fmul_rn(g.value[j], weight.value[j]) - mean_g);
-                result.value[j] = fmaf(inner, rstd, result.value[j]);
+                result.value[j] = fmaf(inner, own.rstd, result.value[j]);
             }
             store<T::aligned>(grad_x + i, result, a.width - i);
             if (!a.partial) return;
             Part ws = {}, bs = {};
             if (k < T::kept) {
                 ws = weight_sums[k], bs = bias_sums[k];
-            } else if (!first) {
+            } else if (row > first_row) {  // a team alone
                 ws = load<T::aligned, T::vector>(grad_weight + i, a.width - i);
                 bs = load<T::aligned, T::vector>(grad_bias + i, a.width - i);
             }
@@ -233,12 +331,11 @@ __global__ void __launch_bounds__(T::max_team* warp_lanes, 1) layer_norm_backwar
                 store<T::aligned>(grad_bias + i, bs, a.width - i);
             }
         });
-        first = false;
     }
     if (!a.partial) return;
     int written = 0;
     const auto write = [&](float* out, const Part& own, int k) {
-        const std::int64_t i = (std::int64_t{k} * blockDim.x + threadIdx.x) * T::vector;
+        const std::int64_t i = owned.at(k);
         Part total = own;
         if (teams > 1) {
             if (written++ > 0) __syncthreads();  // the last pack's parts have been added
@@ -302,7 +399,8 @@ void layer_norm_backward(const layer_norm::Backward& a) {
         using Storage = decltype(storage);
         using Parameter = decltype(parameter);
         using T = BackwardTraits<Storage, Parameter, decltype(is_aligned)::value>;
-        const std::int64_t groups = divide_up(a.rows, rows_per_group);
+        const int group_rows = rows_of_group(a.rows);
+        const std::int64_t groups = divide_up(a.rows, group_rows);
         float* partial = nullptr;
         if (a.grad_weight || a.grad_bias) partial = scratch<float>(static_cast<std::size_t>(groups * 2 * a.width));
         const int team = T::team(a.width);
@@ -311,12 +409,10 @@ void layer_norm_backward(const layer_norm::Backward& a) {
                {.grid = static_cast<unsigned>(groups), .block = dim3(team * warp_lanes, teams)},
                Backward<T>{pointer<Storage>(a.grad_out), pointer<Storage>(a.grad_sum), pointer<Storage>(a.x),
                            pointer<Parameter>(a.weight), pointer<float>(a.mean), pointer<float>(a.rstd),
-                           pointer<Storage>(a.grad_x), partial, a.rows, a.width});
-        const auto add_groups = [&](const float* sums, Parameter* out) {
-            if (out) column_sums(sums, groups, 2 * a.width, a.width, out);
-        };
-        add_groups(partial, pointer<Parameter>(a.grad_weight));
-        add_groups(partial + a.width, pointer<Parameter>(a.grad_bias));
+                           pointer<Storage>(a.grad_x), partial, a.rows, a.width, group_rows});
+        if (partial == nullptr) return;
+        column_sums(partial, groups, 2 * a.width, a.width, pointer<Parameter>(a.grad_weight),
+                    pointer<Parameter>(a.grad_bias));
     });
 }
 

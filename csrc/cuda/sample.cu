@@ -5,8 +5,8 @@
 //   1. log Σ exp over the row, for the log-probability (tiles/softmax_row.cuh), and with it the largest logit.
 //   2. What top_k, top_p and min_p keep is a beginning of the tokens' order, so it is fully told by the key of its last
 //      token: a number that grows along the order, logit descending and then id. The range of keys is halved twice a
-//      pass over the row, until it holds no more tokens than the block has threads; then each thread takes one, and
-//      sums what comes before it.
+//      pass over the row, until it holds no more than `max_candidates` tokens; then a thread takes each, and sums what
+//      comes before it.
 //   3. The token at which the sum of kept weights in order of id exceeds u · Σ: the row is cut into a part for each
 //      warp, then the part with the goal is, until it is one token.
 //
@@ -26,10 +26,11 @@
 namespace pygpt::cuda {
 namespace {
 
-constexpr int threads = softmax_threads;
-constexpr int warps = softmax_warps;
-constexpr int parts = 4;  // of the range of keys, in a pass
-constexpr int max_candidates = threads;
+constexpr int threads = 1024;
+constexpr int warps = threads / warp_lanes;
+constexpr int parts = 4;             // of the range of keys, in a pass
+constexpr int max_candidates = 256;  // each is compared with all
+static_assert(max_candidates <= threads && warps == warp_lanes);
 
 using Key = unsigned long long;
 using Measure = unsigned long long;
@@ -40,7 +41,7 @@ struct Candidate {
 };
 
 struct Shared {
-    LogSumExp softmax[softmax_warps];
+    LogSumExp softmax[softmax_parts];
     Measure measures[warps][parts];
     int counts[warps][parts];
     std::int64_t token[warps];
@@ -99,11 +100,13 @@ __device__ void reduce_block(T (&value)[count], T (*shared)[parts]) {
         if (threadIdx.x % warp_lanes == 0) shared[threadIdx.x / warp_lanes][i] = value[i];
     }
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-        value[i] = 0;
-        for (int warp = 0; warp < warps; ++warp) value[i] += shared[warp][i];
+    if (const int i = static_cast<int>(threadIdx.x) / warp_lanes; i < count) {
+        const T total = reduce_warp(shared[threadIdx.x % warp_lanes][i], Sum{});
+        if (threadIdx.x % warp_lanes == 0) shared[0][i] = total;  // every lane has read
     }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < count; ++i) value[i] = shared[0][i];
 }
 
 // The sum of the measures of all tokens with keys up to `last`.
@@ -233,12 +236,12 @@ __device__ Key last_kept(const Arguments& a, const Row& row, Shared& shared) {
     return last;
 }
 
-template <bool aligned>
 __global__ void __launch_bounds__(threads) sample_forward_kernel(const Arguments a) {
     __shared__ Shared shared;
     const std::int64_t index = blockIdx.x;
     const float* logits = a.logits + index * a.vocabulary;
-    const LogSumExp exponentials = log_sum_exp<aligned>(logits, a.vocabulary, shared.softmax);
+    const LogSumExp exponentials = log_sum_exp(
+        AnyRow<float>{logits, index * a.vocabulary, (gridDim.x - index) * a.vocabulary}, a.vocabulary, shared.softmax);
     if (!(exponentials.sum > 0)) {  // NaN where there is a NaN or +inf, 0 where there is but -inf
         if (threadIdx.x == 0) a.tokens[index] = 0, a.logprobs[index] = nanf("");
         return;
@@ -287,11 +290,7 @@ void sample_forward(const sample::Forward& a) {
         .weight_bits = 62 - id_bits,
     };
     const Launch shape{.grid = static_cast<unsigned>(a.rows), .block = threads};
-    if (in_packs(pack_elements<float>, a.vocabulary, {a.logits.data})) {
-        launch(sample_forward_kernel<true>, shape, arguments);
-    } else {
-        launch(sample_forward_kernel<false>, shape, arguments);
-    }
+    launch(sample_forward_kernel, shape, arguments);
 }
 
 }  // namespace pygpt::cuda

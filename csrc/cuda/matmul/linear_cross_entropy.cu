@@ -4,16 +4,18 @@
 //             d = (softmax(x) - [column = target]) · g, g = the gradient of the row's loss
 // Gradients:  grad_hidden = d · weight (M, C);   grad_weight = dᵀ · hidden (V, C);   grad_bias = Σ_rows d
 //
-// Rows are taken in blocks whose logits, in float32, take about `logits_bytes`; d is written in their place, rounded to
+// Rows are taken in blocks whose logits, in float32, take up to `logits_bytes`; d is written in their place, rounded to
 // hidden's dtype, and two more products read it (product.h). Logits of all rows never exist. Loss and gradients come
 // from one pass, since a backward of its own would have to compute the logits again.
 //
 // Rows whose target is ignore_index take no part. Only the device knows how many they are: a first kernel lists the
 // others in order, and everything after is launched for as many rows as there may be and stops where the list ends.
-// Weight gradients are summed over the list's blocks in order; what a block is follows from V alone. A row's
-// exponentials are summed as cross_entropy sums them. A target out of range makes its row's loss and d NaN.
+// Weight gradients are summed over the list's blocks in order; what a block is follows from M, V, and whether the
+// device has little memory. A row's exponentials are summed as cross_entropy sums them. A target out of range makes its
+// row's loss and d NaN.
 #include <algorithm>
 
+#include "cuda/features.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/matmul/product.h"
@@ -26,13 +28,20 @@ namespace {
 
 using linear_cross_entropy::Reduction;
 
-constexpr std::int64_t logits_bytes = std::int64_t{256} << 20;
-constexpr std::int64_t row_step = 128;  // rows of a block are a multiple of it, and
+constexpr std::int64_t logits_bytes = std::int64_t{1} << 30;
+constexpr std::int64_t logits_bytes_of_small_devices = std::int64_t{256} << 20;
+constexpr std::int64_t small_device_bytes = std::int64_t{32} << 30;  // of memory
+constexpr std::int64_t row_step = 128;                               // rows of a block are a multiple of it, and
 constexpr std::int64_t most_block_rows = 8192;
 
-constexpr std::int64_t rows_of_block(std::int64_t vocabulary) {
-    const std::int64_t rows = logits_bytes / (vocabulary * static_cast<std::int64_t>(sizeof(float)));
-    return std::clamp(rows / row_step * row_step, row_step, most_block_rows);
+// Blocks are as few as may be, and all but the last of the same number of rows.
+std::int64_t rows_of_block(std::int64_t rows, std::int64_t vocabulary) {
+    const bool small = memory_bytes(execution().device) < small_device_bytes;
+    const std::int64_t fitting = (small ? logits_bytes_of_small_devices : logits_bytes) /
+                                 (vocabulary * static_cast<std::int64_t>(sizeof(float)));
+    const std::int64_t most = std::clamp(fitting / row_step * row_step, row_step, most_block_rows);
+    const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(rows, most));
+    return std::max(row_step, divide_up(divide_up(rows, blocks), row_step) * row_step);
 }
 
 // ---- The rows that are not ignored ----
@@ -72,19 +81,35 @@ __global__ void __launch_bounds__(list_threads)
 
 // ---- Losses, and logits that become their gradient ----
 
+constexpr int losses_threads = 1024;
+constexpr int vector = 4;
+constexpr int round_columns = losses_threads * vector;
+
+// Columns of a row of logits that a block with gradients keeps in shared memory: all, or as many as fit.
+std::int64_t kept_columns(std::int64_t vocabulary) {
+    constexpr std::int64_t other_bytes = 2048;
+    const std::int64_t bytes = shared_memory_bytes(execution().device) - other_bytes;
+    constexpr std::int64_t block = softmax_block<float>;
+    const std::int64_t fitting = bytes / (block * static_cast<std::int64_t>(sizeof(float)));
+    return std::min(divide_up(vocabulary, block), fitting) * block;
+}
+
 // A block of threads owns the list's row `first` + blockIdx.x. Storage: what d is rounded to; its elements take the
-// place of the logits from the row's start on, so a round's logits are all read before any is written over.
-template <class Storage, bool aligned>
-__global__ void __launch_bounds__(softmax_threads)
+// place of the logits from the row's start on. The first `kept_count` columns are read from memory once, and kept in
+// shared memory; of the others, which are read again, a round's logits are all read before any is written over. So a
+// multiprocessor has one block, whose row it holds itself: rows of more blocks would not stay in the L2 cache.
+template <class Storage>
+__global__ void __launch_bounds__(losses_threads)
     losses_kernel(float* logits, std::int64_t pitch, std::int64_t vocabulary, const std::int64_t* list,
                   const Counted* counted, std::int64_t first, const std::int64_t* targets, const float* grad_losses,
-                  bool has_gradients, float* losses) {
-    __shared__ LogSumExp shared[softmax_warps];
+                  bool has_gradients, std::int64_t kept_count, float* losses) {
+    extern __shared__ __align__(16) float kept[];
+    __shared__ LogSumExp shared[softmax_parts];
     const std::int64_t left_rows = counted->count - first;
     if (static_cast<std::int64_t>(blockIdx.x) >= left_rows) {
         if (has_gradients && static_cast<std::int64_t>(blockIdx.x) < zeroed_rows(left_rows)) {
             auto* const d = reinterpret_cast<Storage*>(logits + blockIdx.x * pitch);
-            for (std::int64_t column = threadIdx.x; column < vocabulary; column += softmax_threads) d[column] = 0;
+            for (std::int64_t column = threadIdx.x; column < vocabulary; column += losses_threads) d[column] = 0;
         }
         return;
     }
@@ -92,26 +117,38 @@ __global__ void __launch_bounds__(softmax_threads)
     const std::int64_t target = targets[row];
     const bool exists = target >= 0 && target < vocabulary;
     float* const x = logits + blockIdx.x * pitch;
-    LogSumExp result = log_sum_exp<aligned>(static_cast<const float*>(x), vocabulary, shared);
+    const float of_target = exists ? x[target] : nanf("");
+    LogSumExp result =
+        log_sum_exp(AnyRow<float>{x, 0, vocabulary}, vocabulary, shared, [&](std::int64_t column, const auto& pack) {
+            if (column >= kept_count) return;
+            *reinterpret_cast<float4*>(kept + column) = {pack.value[0], pack.value[1], pack.value[2], pack.value[3]};
+        });
     if (!exists) result = {nanf(""), nanf("")};
-    if (threadIdx.x == 0) losses[row] = exists ? result.loss(x[target]) : nanf("");
+    if (threadIdx.x == 0) losses[row] = exists ? result.loss(of_target) : nanf("");
     if (!has_gradients) return;
 
-    constexpr int vector = 4;
     constexpr int whole = 16 / static_cast<int>(sizeof(Storage));  // d's rows end in zeros that make up 16 bytes
     const std::int64_t padded = (vocabulary + whole - 1) / whole * whole;
     const float g = grad_losses ? grad_losses[row] : counted->shared;
     const float per_sum = 1.0f / result.sum;
     const float scale = g * per_sum;
-    for (std::int64_t start = 0; start < padded; start += softmax_threads * vector) {
+#pragma unroll 2
+    for (std::int64_t start = 0; start < padded; start += round_columns) {
         const std::int64_t column = start + threadIdx.x * vector;
         const std::int64_t left = vocabulary - column;
         Floats<vector> d = {};
-        if (left > 0) d = load<aligned, vector>(static_cast<const float*>(x) + column, left);
-        __syncthreads();  // a round's logits are read, and by thread 0 its target's
+        if (column < kept_count) {
+            d = load<true, vector>(kept + column, vector);
+        } else if (left >= vector) {
+            d = load<true, vector>(static_cast<const float*>(x) + column, vector);
+        } else {
+            d = load<false, vector>(static_cast<const float*>(x) + column, left);
+        }
+        if (start + round_columns > kept_count) __syncthreads();  // what was not kept of the round is read
         if (column >= padded) continue;
+#pragma unroll
         for (int i = 0; i < vector; ++i) {
-            const float weight = expf(d.value[i] - result.maximum);
+            const float weight = softmax_exp(d.value[i] - result.maximum);
             const float value = column + i == target ? (__fmul_rn(weight, per_sum) - 1.0f) * g : weight * scale;
             d.value[i] = i < left ? value : 0.0f;
         }
@@ -151,7 +188,7 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
     clear(losses, rows_scratch * sizeof(float));
     if (a.grad_hidden) clear(a.grad_hidden->data, static_cast<std::size_t>(a.M * a.C * bytes_of(dtype)));
 
-    const std::int64_t block_rows = rows_of_block(a.V);
+    const std::int64_t block_rows = rows_of_block(a.M, a.V);
     const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(a.M, block_rows));
     const std::int64_t most_rows = std::min(a.M, block_rows);
     const std::int64_t pitch = divide_up(a.V, 4) * 4;  // of logits, so that d's rows start at multiples of 16 bytes
@@ -159,7 +196,7 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
     auto* const gathered_rows = scratch<unsigned char>(operand_bytes(most_rows, a.C, dtype));
     const Matrix weight = operand(a.weight, a.V, a.C, dtype);
     const Matrix d{logits, pitch * static_cast<std::int64_t>(sizeof(float)) / bytes_of(dtype)};
-    const bool aligned = in_packs(4, a.V, {logits});
+    const std::int64_t kept = has_gradients ? kept_columns(a.V) : 0;
 
     // Sums over the blocks are kept in float32.
     WeightGradient weights{.dtype = dtype, .a = d, .b = {}, .M = a.V, .N = a.C, .K = block_rows, .out = {}};
@@ -195,10 +232,12 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
                                .m_limit = limit,
                                .epilogue = {.bias = either(a.bias), .out = {logits, true}, .pitch = pitch}});
         with_storage(dtype, [&](auto storage) {
-            using Storage = decltype(storage);
-            launch(aligned ? losses_kernel<Storage, true> : losses_kernel<Storage, false>,
-                   {.grid = static_cast<unsigned>(rows), .block = softmax_threads}, logits, pitch, a.V, list, counted,
-                   first, targets, pointer<const float>(a.grad_losses), has_gradients, losses);
+            launch(losses_kernel<decltype(storage)>,
+                   {.grid = static_cast<unsigned>(rows),
+                    .block = losses_threads,
+                    .shared_bytes = static_cast<std::size_t>(kept) * sizeof(float)},
+                   logits, pitch, a.V, list, counted, first, targets, pointer<const float>(a.grad_losses),
+                   has_gradients, kept, losses);
         });
         if (a.grad_hidden) {
             product<architecture>({.dtype = dtype,

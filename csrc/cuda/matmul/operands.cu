@@ -8,6 +8,7 @@
 #include "cuda/launch.h"
 #include "cuda/matmul/product.h"
 #include "cuda/number.cuh"
+#include "cuda/tiles/pack.cuh"
 #include "cuda/tiles/shared_tile.cuh"
 
 namespace pygpt::cuda {
@@ -15,10 +16,22 @@ namespace {
 
 constexpr int threads = 256;
 
+template <class To>
+constexpr int chunk_elements = chunk_bytes / static_cast<int>(sizeof(To));
+
+// All rows, which make up one long row of whole chunks.
+template <class From, class To>
+__global__ void __launch_bounds__(threads) copy_whole_kernel(const From* from, To* to, std::int64_t chunks) {
+    constexpr int count = chunk_elements<To>;
+    const std::int64_t at = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+    if (at >= chunks) return;
+    store<true>(to + at * count, load<true, count>(from + at * count, count), count);
+}
+
 template <class From, class To>
 __global__ void copy_operand_kernel(const From* from, To* to, std::int64_t rows, std::int64_t columns,
                                     std::int64_t chunks, const std::int64_t* row_of, Limit limit) {
-    constexpr int count = chunk_bytes / static_cast<int>(sizeof(To));
+    constexpr int count = chunk_elements<To>;
     struct alignas(chunk_bytes) Chunk {
         To value[count];
     };
@@ -47,8 +60,12 @@ Matrix copied(const TensorView& tensor, std::int64_t rows, std::int64_t columns,
     with_storage(dtype, [&](auto storage) {
         using To = decltype(storage);
         const auto run = [&](const auto* from) {
-            launch(copy_operand_kernel<std::remove_cvref_t<decltype(*from)>, To>, shape, from, static_cast<To*>(to),
-                   rows, columns, chunks, row_of, limit);
+            using From = std::remove_cvref_t<decltype(*from)>;
+            if (row_of == nullptr && in_packs(chunk_elements<To>, columns, {from})) {
+                return launch(copy_whole_kernel<From, To>, shape, from, static_cast<To*>(to), rows * chunks);
+            }
+            launch(copy_operand_kernel<From, To>, shape, from, static_cast<To*>(to), rows, columns, chunks, row_of,
+                   limit);
         };
         if (tensor.dtype == dtype) {
             run(static_cast<const To*>(tensor.data));

@@ -32,6 +32,15 @@ struct Parameters {
     Activation activation;
 };
 
+template <bool packs, class Storage>
+__device__ Pack<Storage, 4> pack_at(const Storage* from, std::int64_t left) {
+    if constexpr (packs) {
+        return Pack<Storage, 4>::from(from);
+    } else {
+        return Pack<Storage, 4>::of_first(left, from);
+    }
+}
+
 // From: what grad_out is stored as; Storage: what g and pre_activation are.
 template <class From, class Storage, bool packs>
 __global__ void __launch_bounds__(threads) sum_rows_kernel(const __grid_constant__ Parameters p) {
@@ -45,13 +54,28 @@ __global__ void __launch_bounds__(threads) sum_rows_kernel(const __grid_constant
     if (end > p.rows) end = p.rows;
     if (end > first + rows_of_group) end = first + rows_of_group;
 
+    constexpr int rows_of_warp = rows_of_group / warps;
+    Pack<From, 4> gradients[rows_of_warp];  // all on their way at one time
+    Pack<Storage, 4> pre_activations[rows_of_warp];
+#pragma unroll
+    for (int k = 0; k < rows_of_warp; ++k) {
+        const std::int64_t row = first + warp + k * warps;
+        if (left <= 0 || row >= end) continue;
+        gradients[k] = pack_at<packs>(static_cast<const From*>(p.grad_out) + row * p.pitch + column, left);
+        if (!p.pre_activation) continue;
+        pre_activations[k] =
+            pack_at<packs>(static_cast<const Storage*>(p.pre_activation) + row * p.width + column, left);
+    }
     Floats<4> sum{};
     if (left > 0) {
-        for (std::int64_t row = first + warp; row < end; row += warps) {
-            Floats<4> g = load<packs, 4>(static_cast<const From*>(p.grad_out) + row * p.pitch + column, left);
+#pragma unroll
+        for (int k = 0; k < rows_of_warp; ++k) {
+            const std::int64_t row = first + warp + k * warps;
+            if (row >= end) break;
+            Floats<4> g = gradients[k].floats();
             const std::int64_t at = row * p.width + column;
             if (p.pre_activation) {
-                const Floats<4> z = load<packs, 4>(static_cast<const Storage*>(p.pre_activation) + at, left);
+                const Floats<4> z = pre_activations[k].floats();
                 for (int i = 0; i < 4; ++i) g.value[i] *= activate_with_slope(p.activation, z.value[i]).slope;
             }
             if (p.written) store<packs, 4>(static_cast<Storage*>(p.written) + at, g, left);
@@ -72,19 +96,28 @@ __global__ void __launch_bounds__(threads) sum_rows_kernel(const __grid_constant
     store<packs, 4>(p.sums + blockIdx.x * p.width + column, sum, left);
 }
 
-template <class Storage>
+// A thread adds up `count` neighbours.
+template <class Storage, int count>
 __global__ void __launch_bounds__(threads)
-    add_parts_kernel(const float* parts, std::int64_t count, std::int64_t elements, Storage* out, bool add) {
-    const std::int64_t at = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+    add_parts_kernel(const float* parts, std::int64_t part_count, std::int64_t elements, Storage* out, bool add) {
+    constexpr bool packs = count > 1;
+    const std::int64_t at = (std::int64_t{blockIdx.x} * threads + threadIdx.x) * count;
     if (at >= elements) return;
-    float total = add ? to_float(out[at]) : 0.0f;
-    for (std::int64_t first = 0; first < count; first += parts_per_sum) {
-        const std::int64_t end = first + parts_per_sum < count ? first + parts_per_sum : count;
-        float sum = 0;
-        for (std::int64_t part = first; part < end; ++part) sum += parts[part * elements + at];
-        total += sum;
+    Floats<count> total = {};
+    if (add) total = load<packs, count>(out + at, count);
+    for (std::int64_t first = 0; first < part_count; first += parts_per_sum) {
+        const std::int64_t end = first + parts_per_sum < part_count ? first + parts_per_sum : part_count;
+        Floats<count> sum = {};
+#pragma unroll 4
+        for (std::int64_t part = first; part < end; ++part) {
+            const auto more = load<packs, count>(parts + part * elements + at, count);
+#pragma unroll
+            for (int i = 0; i < count; ++i) sum.value[i] += more.value[i];
+        }
+#pragma unroll
+        for (int i = 0; i < count; ++i) total.value[i] += sum.value[i];
     }
-    out[at] = from_float<Storage>(total);
+    store<packs>(out + at, total, count);
 }
 
 // Calls f with a pointer to `memory` of the type it is stored as.
@@ -97,9 +130,14 @@ void with_pointer(const Either& memory, DType dtype, F&& f) {
 }  // namespace
 
 void add_parts(const float* parts, std::int64_t count, std::int64_t elements, Either out, DType dtype, bool add) {
-    const Launch shape{.grid = static_cast<unsigned>(divide_up(elements, threads)), .block = threads};
+    const auto run = [&](auto kernel, int of_thread, auto* to) {
+        launch(kernel, {.grid = static_cast<unsigned>(divide_up(elements, threads * of_thread)), .block = threads},
+               parts, count, elements, to, add);
+    };
     with_pointer(out, dtype, [&](auto* to) {
-        launch(add_parts_kernel<std::remove_pointer_t<decltype(to)>>, shape, parts, count, elements, to, add);
+        using Out = std::remove_pointer_t<decltype(to)>;
+        if (in_packs(4, elements, {parts, to})) return run(add_parts_kernel<Out, 4>, 4, to);
+        run(add_parts_kernel<Out, 1>, 1, to);
     });
 }
 
@@ -138,7 +176,10 @@ void sum_rows(const RowSums& s) {
         });
     });
     if (has_sums)
-        with_pointer(s.sums, s.dtype, [&](auto* to) { column_sums(sums, groups, s.width, s.width, to, s.add); });
+        with_pointer(s.sums, s.dtype, [&](auto* to) {
+            using Out = std::remove_pointer_t<decltype(to)>;
+            column_sums<Out>(sums, groups, s.width, s.width, to, nullptr, s.add);
+        });
 }
 
 }  // namespace pygpt::cuda

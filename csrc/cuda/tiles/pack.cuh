@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "cuda/number.cuh"
+#include "cuda/ptx/convert.cuh"
 
 namespace pygpt::cuda {
 
@@ -17,6 +18,11 @@ constexpr int pack_bytes = 16;
 // Elements of 16 bytes.
 template <class Storage>
 constexpr int pack_elements = pack_bytes / static_cast<int>(sizeof(Storage));
+
+template <int count>
+struct Floats {
+    float value[count];
+};
 
 // Elements as they lie in memory. They move as words of up to 16 bytes, by an intrinsic where they are stored: the
 // compiler takes assignments of structs apart.
@@ -31,6 +37,62 @@ struct Pack {
 #pragma unroll
         for (int i = 0; i < bytes / static_cast<int>(sizeof(Word)); ++i) {
             reinterpret_cast<Word*>(out.value)[i] = reinterpret_cast<const Word*>(memory)[i];
+        }
+        return out;
+    }
+    // Rounded.
+    __device__ static Pack of(const Floats<count>& x) {
+        Pack out;
+        if constexpr (sizeof(Storage) == 2) {
+#pragma unroll
+            for (int i = 0; i < count; i += 2) {
+                const unsigned pair = ptx::pack_pair<Storage>(x.value[i], x.value[i + 1]);
+                memcpy(out.value + i, &pair, sizeof(pair));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < count; ++i) out.value[i] = x.value[i];
+        }
+        return out;
+    }
+    // The first `left` elements, the others 0: one by one, wherever they lie.
+    __device__ static Pack of_first(std::int64_t left, const Storage* memory) {
+        Pack out;
+        if constexpr (sizeof(Storage) == 2) {
+#pragma unroll
+            for (int i = 0; i < count; i += 2) {
+                const auto* const from = reinterpret_cast<const unsigned short*>(memory + i);
+                unsigned pair = i < left ? from[0] : 0u;
+                if (i + 1 < left) pair |= unsigned{from[1]} << 16;
+                memcpy(out.value + i, &pair, sizeof(pair));
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < count; ++i) out.value[i] = i < left ? memory[i] : 0.0f;
+        }
+        return out;
+    }
+    // By words: elements of 16 bits, each on its own, would take a register each.
+    __device__ Floats<count> floats() const {
+        Floats<count> out;
+#pragma unroll
+        for (int i = 0; i < count; i += 4 / static_cast<int>(sizeof(Storage))) {
+            if constexpr (sizeof(Storage) == 4) {
+                out.value[i] = value[i];
+            } else {
+                unsigned pair;
+                memcpy(&pair, value + i, sizeof(pair));
+                if constexpr (std::is_same_v<Storage, bf16>) {
+                    out.value[i] = __uint_as_float(pair << 16);
+                    out.value[i + 1] = __uint_as_float(pair & 0xffff0000u);
+                } else {
+                    __half2 halves;
+                    memcpy(&halves, &pair, sizeof(pair));
+                    const float2 both = __half22float2(halves);
+                    out.value[i] = both.x;
+                    out.value[i + 1] = both.y;
+                }
+            }
         }
         return out;
     }
@@ -52,34 +114,24 @@ inline bool in_packs(int count, std::int64_t width, std::initializer_list<const 
     return aligned;
 }
 
-template <int count>
-struct Floats {
-    float value[count];
-};
-
 // `count` elements from `from` on; those past the `left` that exist are 0. If `aligned`, all exist.
 template <bool aligned, int count, class Storage>
 __device__ Floats<count> load(const Storage* from, std::int64_t left) {
-    Floats<count> out;
     if constexpr (aligned) {
-        const auto pack = Pack<Storage, count>::from(from);
-#pragma unroll
-        for (int i = 0; i < count; ++i) out.value[i] = to_float(pack.value[i]);
+        return Pack<Storage, count>::from(from).floats();
     } else {
+        Floats<count> out;
 #pragma unroll
         for (int i = 0; i < count; ++i) out.value[i] = i < left ? to_float(from[i]) : 0.0f;
+        return out;
     }
-    return out;
 }
 
 // Writes those of the elements that exist.
 template <bool aligned, int count, class Storage>
 __device__ void store(Storage* to, const Floats<count>& x, std::int64_t left) {
     if constexpr (aligned) {
-        Pack<Storage, count> pack;
-#pragma unroll
-        for (int i = 0; i < count; ++i) pack.value[i] = from_float<Storage>(x.value[i]);
-        pack.write(to);
+        Pack<Storage, count>::of(x).write(to);
     } else {
 #pragma unroll
         for (int i = 0; i < count; ++i) {
