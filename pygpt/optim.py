@@ -23,6 +23,9 @@ class AdamW(torch.optim.Optimizer):
     reads and writes every array once, and its bits do not depend on the number of threads. For parameters of 16 bits
     the moments are float32, and so is ``master``, a copy of the parameter that collects changes too small for it.
 
+    A step can be captured in a CUDA graph, but its number is captured with it: every replay corrects the moments' bias
+    as that step did, and none of them counts in the state.
+
     Args:
         params: parameters, or dicts of parameters and options, as for any PyTorch optimiser.
         lr: learning rate; at least 0.

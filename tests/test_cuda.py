@@ -185,6 +185,26 @@ def test_decoding_by_a_graph_gives_the_same_tokens(monkeypatch, replays, generat
         assert_same_bits(a, b, "by a graph")
 
 
+def test_a_session_keeps_the_graph_for_calls_like_the_last(monkeypatch, replays, generator):
+    config = pygpt.GPTConfig(vocab_size=61, context_length=64, num_layers=2, num_heads=4, embedding_dim=64)
+    model = pygpt.GPT(config, device="cuda")
+    prompts = [torch.randint(61, (2, 6), generator=generator) for _ in range(3)]
+    options = [{}, {"seed": 9, "prompt_lengths": [2, 6]}, {"seed": 3}]
+    expected = [model.generate(ids, 40, **others) for ids, others in zip(prompts, options, strict=True)]
+    captured = []
+    capture = recording.CapturedStep._capture
+    monkeypatch.setattr(
+        recording.CapturedStep, "_capture", lambda self, work: captured.append(1) or capture(self, work)
+    )
+    replays.clear()
+    with model.session():
+        outs = [model.generate(ids, 40, **others) for ids, others in zip(prompts, options, strict=True)]
+    assert len(captured) == 1
+    assert len(replays) == 38 + 2 * 39
+    for out, right in zip(outs, expected, strict=True):
+        assert torch.equal(out, right)
+
+
 def test_a_graph_goes_with_the_call_that_captured_it(replays, generator):
     config = pygpt.GPTConfig(vocab_size=61, context_length=64, num_layers=2, num_heads=4, embedding_dim=64)
     model = pygpt.GPT(config, device="cuda")

@@ -58,9 +58,9 @@ class KeyValueCache:
         self._slots = (slots + self._starts).flatten()
         return {"causal": True, "query_start": self.lengths, "key_lengths": self._after, "decode": self.decode}
 
-    def has_layers(self) -> bool:
-        """Whether tokens were read."""
-        return bool(self._layers)
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self.lengths = torch.zeros_like(self.lengths)
 
     def layer(self, index: int) -> LayerCache:
         """The cache of one layer."""

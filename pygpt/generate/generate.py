@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pygpt import ops
 from pygpt.extension import EMULATED
+from pygpt.generate import recording
 from pygpt.generate.cache import KeyValueCache
 from pygpt.generate.prompts import (
     LanguageModel,
@@ -158,25 +159,62 @@ def generate(
         min_p=min_p,
     )
     if rows and max_new_tokens:
-        with evaluating(model), model.session(max_new_tokens):
-            cache = KeyValueCache(batch, min(time + max_new_tokens, model.config.context_length), ids.device)
+        with evaluating(model), model.session(max_new_tokens) as session:
+            key = model, decode, torch.is_autocast_enabled(ids.device.type), num_samples, *writer.key()
+            kept: _Decoding | None = session.decoding
+            if kept is not None and kept.key == key and kept.step.is_captured():
+                kept.writer.begin_as(writer)
+                _, cache, writer, step = kept
+                cache.clear()
+                cache.decode = False
+            else:
+                cache, step = KeyValueCache(batch, _capacity(model, tokens), ids.device), None
             logits = model.logits(_read(model, cache, tokens, prompt_lengths)).repeat_interleave(num_samples, dim=0)
             if num_samples > 1:
                 cache = cache.repeated(num_samples)
             cache.decode = decode
-            _write(model, cache, writer, logits)
-    return Generation(writer.tokens, writer.lengths, writer.logprobs) if return_logprobs else writer.tokens
+            # How many of the steps leave every row inside the context.
+            inside = min(max_new_tokens, cache.capacity - max(writer.starts) + 1)
+            if step is None:
+                session.decoding = None  # its memory may be needed
+                step = DecodingStep(
+                    *(model, cache, writer.tokens, writer.lengths, writer.alive, writer.choose),
+                    steps=inside - 1,
+                    on_device=writer.on_device,
+                )
+            _write(model, cache, writer, step, inside, logits)
+            if num_samples == 1 and step.is_captured():
+                session.decoding = _Decoding(key, cache, writer, step)
+    # Copies: a graph that is kept writes to the same memory again.
+    result = Generation(writer.tokens.clone(), writer.lengths.clone(), writer.logprobs.clone())
+    return result if return_logprobs else result.tokens
 
 
-def _write(model: LanguageModel, cache: KeyValueCache, writer: _Writer, logits: Tensor) -> None:
-    """Add tokens to the rows until all have ended; the first ones by the logits, and the cache has what is before."""
-    # How many of the steps leave every row inside the context.
-    inside = min(writer.steps, cache.capacity - max(writer.starts) + 1)
-    step = DecodingStep(
-        *(model, cache, writer.tokens, writer.lengths, writer.alive, writer.choose),
-        steps=inside - 1,
-        on_device=writer.on_device,
-    )
+class _Decoding(NamedTuple):
+    """What writes tokens by a captured step, and can again with other prompts.
+
+    Attributes:
+        key: what has to be the same then.
+        cache: of the rows.
+        writer: of their tokens.
+        step: of the model, with the writer's choice.
+    """
+
+    key: tuple[Any, ...]
+    cache: KeyValueCache
+    writer: _Writer
+    step: DecodingStep
+
+
+def _capacity(model: LanguageModel, tokens: Tensor) -> int:
+    """The most tokens of a row that a cache has to have."""
+    return min(tokens.shape[1], int(model.config.context_length))
+
+
+def _write(
+    model: LanguageModel, cache: KeyValueCache, writer: _Writer, step: DecodingStep, inside: int, logits: Tensor
+) -> None:
+    """Add tokens to the rows until all have ended: one by the logits, as many as are ``inside`` by the step."""
     for number in range(writer.steps):
         if number == 0:
             writer.choose(logits)
@@ -251,7 +289,7 @@ class _Writer:
         self._ends: Tensor | None = None
         if stops.tokens and not self._told:
             self._ends = torch.tensor(sorted(stops.tokens), device=device)
-        self._look_every = 1 if device.type == "cpu" and not EMULATED else LOOK_EVERY
+        self._look_every = LOOK_EVERY if recording.has_graphs(device) or EMULATED else 1
         self._seeds = seeds
         self._pad_token = pad_token
         self._penalty = repetition_penalty
@@ -259,6 +297,20 @@ class _Writer:
         self._keep_logprobs = logprobs
         self._sampling = sampling
         self._step = 0  # counts those of which the rules are asked
+
+    def key(self) -> tuple[Any, ...]:
+        """What a step that was captured with `choose` in it depends on, besides what is in tensors."""
+        ends = None if self._told else self._stops.tokens
+        options = self._pad_token, self._penalty, self._keep_logprobs, *self._sampling.items()
+        return self.tokens.shape, self.tokens.device, self.steps, self.on_device, self._told, ends, *options
+
+    def begin_as(self, other: _Writer) -> None:
+        """Begin with the prompts of another that has the same key, in the memory of this one."""
+        for name, value in vars(other).items():
+            if isinstance(value, Tensor):
+                getattr(self, name).copy_(value)
+            else:
+                setattr(self, name, value)
 
     def choose(self, logits: Tensor) -> None:
         """Choose the next token of each row that is alive by the logits, (R, vocabulary), and write it."""
@@ -270,7 +322,7 @@ class _Writer:
         chosen, _ = ops.sample(allowed, seeds=self._seeds, positions=self.lengths, **self._sampling)
         chosen = chosen.masked_fill(~self.alive, self._pad_token)  # (R,)
         if self._keep_logprobs:
-            logprobs = -ops.cross_entropy(logits, chosen, reduction="none").masked_fill(~self.alive, 0.0)
+            logprobs = ops.cross_entropy(logits, chosen, reduction="none").neg().masked_fill(~self.alive, 0.0)
             self.logprobs.scatter_(1, (self.lengths - self._first).unsqueeze(1), logprobs.unsqueeze(1))
         place = chosen.unsqueeze(1)  # (R, 1)
         if self._history is not None:

@@ -31,8 +31,8 @@ class LanguageModel(Protocol):
     def logits(self, hidden: Tensor, decode: bool = False) -> Tensor:
         """The head."""
 
-    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
-        """Inside, the weights do not change."""
+    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the weights do not change; gives what keeps things for as long: its attribute ``decoding``."""
 
     def modules(self) -> Iterator[torch.nn.Module]:
         """What can be in training mode."""

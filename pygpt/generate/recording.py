@@ -86,7 +86,7 @@ class DecodingStep:
         self._on_device = on_device
         self._device = tokens.device
         self._may_record = self._device.type == "cpu" and not EMULATED
-        self._may_capture = _has_graphs(self._device) and steps > GRAPH_AFTER_STEPS
+        self._may_capture = has_graphs(self._device) and steps > GRAPH_AFTER_STEPS
         self._recorded: RecordedStep | None = None
         self._captured: CapturedStep | None = None
         self._runs = 0
@@ -102,6 +102,16 @@ class DecodingStep:
             if not self._on_device:
                 self._choose(self._captured.logits)
         self._runs += 1
+
+    def is_captured(self) -> bool:
+        """Whether a graph is replayed, and would still be captured of the model."""
+        if self._captured is None:
+            return False
+        try:
+            _check(self._arguments[0])
+        except Unrecordable:
+            return False
+        return True
 
     def _logits(self) -> Tensor:
         """Those of a step that is no graph."""
@@ -132,7 +142,8 @@ class DecodingStep:
             _log.warning("decoding goes on without a CUDA graph: %s", error)
 
 
-def _has_graphs(device: torch.device) -> bool:
+def has_graphs(device: torch.device) -> bool:
+    """Whether a device's work can be captured as a graph."""
     return device.type == "cuda"
 
 

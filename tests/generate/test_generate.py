@@ -47,9 +47,10 @@ def by_hand(model: GPT, prompt: torch.Tensor, new: int, seed: int, **options) ->
 def test_ragged_prompts_in_a_batch_equal_each_by_hand(model, options):
     ids, lengths, new = tokens(model, 3, 6), torch.tensor([6, 1, 4]), 9
     ids[1, 1:], ids[2, 4:] = -5, 999  # padding may be anything
+    given = {"seed": 7, "prompt_lengths": lengths, "return_logprobs": True, "pad_token": 3, "exact": True, **options}
     for count in (1, 2):
         with threads(count):
-            out = model.generate(ids, new, seed=7, prompt_lengths=lengths, return_logprobs=True, pad_token=3, **options)
+            out = model.generate(ids, new, **given)
         assert isinstance(out, Generation)
         assert out.tokens.shape == (3, 15) and out.tokens.dtype == torch.int64
         assert out.lengths.tolist() == [15, 10, 13]
@@ -161,7 +162,7 @@ def test_a_stop_string_may_be_split_across_tokens(model, begin, end):
     texts = [letters.token_bytes(token) for token in free]
     # any byte string that decodes: halves of the é may stand at the ends
     string = b"".join(texts[begin:end]).decode(errors="ignore")
-    if not string:
+    if not string or string.encode() not in b"".join(texts):
         pytest.skip("half a letter")
     first = next(n for n in range(1, 9) if string.encode() in b"".join(texts[:n]))
     out = model.generate(ids, 8, seed=3, stop=string, tokenizer=letters, return_logprobs=True)

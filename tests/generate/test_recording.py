@@ -235,7 +235,7 @@ def test_generate_gives_the_same_with_and_without_a_graph(monkeypatch, options, 
     model = lively(small(**changes))
     seed = torch.random.get_rng_state()
     expected = decoded(model, **options)
-    monkeypatch.setattr(recording, "_has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
     monkeypatch.setattr(recording, "CapturedStep", Replay)
     made.clear()
     torch.random.set_rng_state(seed)
@@ -249,8 +249,52 @@ def test_a_failed_capture_is_told_and_does_no_harm(monkeypatch, caplog):
     model = lively(small())
     seed = torch.random.get_rng_state()
     expected = decoded(model)
-    monkeypatch.setattr(recording, "_has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
     monkeypatch.setattr(recording, "CapturedStep", refuse)
     torch.random.set_rng_state(seed)
     assert torch.equal(decoded(model).tokens, expected.tokens)
     assert [record.getMessage() for record in caplog.records] == ["decoding goes on without a CUDA graph: not today"]
+
+
+def test_a_session_keeps_the_graph_for_calls_like_the_last(monkeypatch):
+    model = lively(small())
+    prompts = [tokens(model, 2, 4) for _ in range(3)]
+    options = {"top_k": 9, "repetition_penalty": 1.3, "return_logprobs": True}
+    calls = [
+        (prompts[0], {"stop_tokens": [3, 8]}, 1),
+        (prompts[1], {"stop_tokens": [3, 8], "seed": 5, "prompt_lengths": torch.tensor([2, 4])}, 1),
+        (prompts[2], {"stop_tokens": [3, 8]}, 1),
+        (prompts[2], {"stop_tokens": [3]}, 2),
+        (prompts[0], {"bad_words": [[7]]}, 3),
+        (prompts[1], {"bad_words": [[2], [3]], "seed": 4}, 3),
+        (prompts[1], {"num_samples": 2}, 4),
+        (prompts[0], {"num_samples": 2}, 5),
+        (prompts[0], {"stream": lambda *_: None}, 6),
+        (prompts[2], {"stop": "b", "tokenizer": Letters()}, 6),
+        (prompts[2], {"top_k": 3, "stream": lambda *_: None}, 7),
+        (prompts[2][:1], {"top_k": 3, "stream": lambda *_: None}, 8),
+    ]
+    expected = [model.generate(ids, 12, **{**options, **others}) for ids, others, _ in calls]
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "CapturedStep", Replay)
+    made.clear()
+    with model.session():
+        results = []
+        for ids, others, captured in calls:
+            results.append(model.generate(ids, 12, **{**options, **others}))
+            assert len(made) == captured, others
+        assert model._session.decoding is not None
+        handle = model.blocks[0].register_forward_hook(lambda *_: None)
+        model.generate(prompts[2][:1], 12, top_k=3, stream=lambda *_: None, repetition_penalty=1.3)
+        handle.remove()
+    assert len(made) == 9  # this place of a graph does not mind hooks
+    for ours, right in zip(results, expected, strict=True):
+        for a, b in zip(ours, right, strict=True):
+            assert_same_bits(a, b, "by a graph that was kept")
+
+
+class Letters:
+    """Token n is the n-th letter."""
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([ord("a") + token])
