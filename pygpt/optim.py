@@ -23,6 +23,9 @@ class AdamW(torch.optim.Optimizer):
     reads and writes every array once, and its bits do not depend on the number of threads. For parameters of 16 bits
     the moments are float32, and so is ``master``, a copy of the parameter that collects changes too small for it.
 
+    A step can be captured in a CUDA graph, but its number is captured with it: every replay corrects the moments' bias
+    as that step did, and none of them counts in the state.
+
     Args:
         params: parameters, or dicts of parameters and options, as for any PyTorch optimiser.
         lr: learning rate; at least 0.
@@ -87,7 +90,11 @@ class AdamW(torch.optim.Optimizer):
         for state in states:
             state["step"] += 1
         if grad_scale is not None:
-            grad_scale = torch.as_tensor(grad_scale, dtype=torch.float32, device=params[0].device)
+            device = params[0].device
+            if isinstance(grad_scale, Tensor):
+                grad_scale = grad_scale.to(device, torch.float32)
+            else:  # a fill, not a copy from the host: that would wait, and cannot be captured in a CUDA graph
+                grad_scale = torch.full((), grad_scale, dtype=torch.float32, device=device)
         # The kernel walks through contiguous memory; what is not goes through a copy, and back if it was written.
         written = {name: [contiguous(state[name]) for state in states] for name in _MOMENTS}
         written["param"] = [contiguous(param) for param in params]
@@ -113,7 +120,7 @@ class AdamW(torch.optim.Optimizer):
         state = self.state[param]
         dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device="cpu")
             for name in _MOMENTS:
                 state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format)
         if param.dtype in (torch.bfloat16, torch.float16) and "master" not in state:
@@ -131,10 +138,13 @@ class AdamW(torch.optim.Optimizer):
                 if group.get(name):
                     raise ValueError(f"{name} must be False (pygpt's AdamW has no such option), but the state has it")
         super().load_state_dict(state_dict)
-        # torch gives the state the parameter's dtype; with 16 bits, moments and master would lose digits.
+        # torch gives the state the parameter's dtype; with 16 bits, moments and master would lose digits. The steps of
+        # its fused optimiser are on the parameters' device, where reading each would wait for that.
         numbers = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
         for number, param in zip(numbers, params, strict=True):
+            if "step" in state_dict["state"].get(number, {}):
+                self.state[param]["step"] = torch.as_tensor(self.state[param]["step"]).to("cpu", torch.float32)
             if param.dtype not in (torch.bfloat16, torch.float16):
                 continue
             for name, value in state_dict["state"].get(number, {}).items():

@@ -11,6 +11,7 @@ import torch
 import pygpt
 from pygpt import ops
 from pygpt.extension import C
+from pygpt.generate import recording
 from tests.support import EMULATED, DrawnOnTheCpu, assert_same_bits, normal
 
 pytestmark = pytest.mark.cuda
@@ -140,3 +141,86 @@ def test_a_model_trains_and_writes_as_on_the_cpu():
         exact = [copy.generate(ids[:, :8], max_new_tokens=16, temperature=0.0, exact=True) for _ in range(2)]
         assert_same_bits(*exact, "generation")
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Counts the replays of graphs."""
+    runs = []
+    run = recording.CapturedStep.run
+    monkeypatch.setattr(recording.CapturedStep, "run", lambda self: runs.append(1) or run(self))
+    return runs
+
+
+@pytest.mark.parametrize("exact", [None, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"top_k": 7, "top_p": 0.9, "seed": 11, "num_samples": 2},
+        {"repetition_penalty": 1.3, "stop_tokens": [1, 5, 17]},
+        {"bad_words": [[3]]},
+        {"stream": lambda row, token: None},
+        {"overflow": "slide", "max_new_tokens": 40},
+        {"max_new_tokens": 1},
+    ],
+)
+@pytest.mark.parametrize("changes", [{}, {"positions": "rope", "norm_type": "rms", "activation": "swiglu"}])
+def test_decoding_by_a_graph_gives_the_same_tokens(monkeypatch, replays, generator, changes, options, dtype, exact):
+    config = {"vocab_size": 61, "context_length": 32, "num_layers": 2, "num_heads": 4, "embedding_dim": 64, **changes}
+    model = pygpt.GPT(pygpt.GPTConfig(**config), device="cuda", dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(normal(generator, *parameter.shape) * 0.3)
+    ids = torch.randint(61, (3, 6), generator=generator)
+    options = {"max_new_tokens": 24, **options, "exact": exact, "return_logprobs": True}
+    outs = []
+    for after, lengths in ((6, [6, 1, 4]), (10**9, [6, 1, 4])):
+        monkeypatch.setattr(recording, "GRAPH_AFTER_STEPS", after)
+        replays.clear()
+        outs.append(model.generate(ids, prompt_lengths=lengths, **options))
+        assert bool(replays) == (after == 6 and options["max_new_tokens"] > 8)
+    for a, b in zip(*outs, strict=True):
+        assert_same_bits(a, b, "by a graph")
+
+
+def test_a_session_keeps_the_graph_for_calls_like_the_last(monkeypatch, replays, generator):
+    config = pygpt.GPTConfig(vocab_size=61, context_length=64, num_layers=2, num_heads=4, embedding_dim=64)
+    model = pygpt.GPT(config, device="cuda")
+    prompts = [torch.randint(61, (2, 6), generator=generator) for _ in range(3)]
+    options = [{}, {"seed": 9, "prompt_lengths": [2, 6]}, {"seed": 3}]
+    expected = [model.generate(ids, 40, **others) for ids, others in zip(prompts, options, strict=True)]
+    captured = []
+    capture = recording.CapturedStep._capture
+    monkeypatch.setattr(
+        recording.CapturedStep, "_capture", lambda self, work: captured.append(1) or capture(self, work)
+    )
+    replays.clear()
+    with model.session():
+        outs = [model.generate(ids, 40, **others) for ids, others in zip(prompts, options, strict=True)]
+    assert len(captured) == 1
+    assert len(replays) == 38 + 2 * 39
+    for out, right in zip(outs, expected, strict=True):
+        assert torch.equal(out, right)
+
+
+def test_a_graph_goes_with_the_call_that_captured_it(replays, generator):
+    config = pygpt.GPTConfig(vocab_size=61, context_length=64, num_layers=2, num_heads=4, embedding_dim=64)
+    model = pygpt.GPT(config, device="cuda")
+    ids = torch.randint(61, (2, 6), generator=generator)
+    expected = model.generate(ids, 40)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        out = model.generate(ids, 40)
+    torch.cuda.current_stream().wait_stream(side)
+    assert len(replays) == 2 * 38
+    assert torch.equal(out, expected)
+    del out
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before

@@ -62,12 +62,12 @@ MAY_INCLUDE = {
     "ops": {"core", "cpu/kernels.h", "cpu/features.h", "cuda/kernels.h", "cuda/features.h"},
     "cpu": {"core", "ops", "cpu/kernels/measure.h"},
     "cpu/kernels": {"core", "ops", "cpu"},
-    "cuda": {"core", "ops", "cuda/tiles", "cuda/ptx"},
+    "cuda": {"core", "ops", "session/cache.h", "cuda/tiles", "cuda/ptx"},
     "cuda/attention": {"core", "ops", "cuda", "cuda/tiles", "cuda/ptx"},
     "cuda/matmul": {"core", "ops", "cuda", "cuda/tiles", "cuda/ptx"},
     "cuda/tiles": {"core", "cuda", "cuda/ptx"},
     "cuda/ptx": set(),
-    "session": {"core", "ops", "cpu/thread_pool.h"},
+    "session": {"core", "ops", "cpu/thread_pool.h", "cuda/kernels.h"},
     "bindings": {
         *("core", "ops", "session", "cpu/thread_pool.h", "cpu/measure.h", "cuda/devices.h", "cuda/execution.h"),
         *("launch.h", "memory.h", "options.h", "touch.h"),  # the emulator's (tests/emulator/src), in pygpt._C_emulated

@@ -207,3 +207,21 @@ def test_states_and_gradients_that_do_not_fit():
     param.grad = torch.ones(2).to_sparse()
     with pytest.raises(TypeError, match="sparse"):
         pygpt.optim.AdamW([param]).step()
+
+
+def test_steps_are_counted_on_the_cpu(generator):
+    """Where reading them waits for no device: whatever the default device is, and torch's fused optimiser had."""
+    params = parameters(generator)
+    optimizer = pygpt.optim.AdamW(params, **OPTIONS)
+    grads = random_grads(generator, params, 2)
+    with torch.device("meta"):
+        take_steps(optimizer, params, grads)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["capturable"] = True
+    for state in saved["state"].values():
+        state["step"] = state["step"].double()
+    optimizer.load_state_dict(saved)
+    take_steps(optimizer, params, grads)
+    for param in params:
+        step = optimizer.state[param]["step"]
+        assert (step.device.type, step.dtype, float(step)) == ("cpu", torch.float32, 4.0)

@@ -16,6 +16,7 @@
 #include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
+#include "session/cache.h"
 
 namespace pygpt::cuda {
 
@@ -39,6 +40,7 @@ template <int architecture>
 [[gnu::weak]] void feed_forward_decode(const feed_forward::Forward& arguments);
 template <int architecture>
 [[gnu::weak]] void feed_forward_backward(const feed_forward::Backward& arguments);
+[[gnu::weak]] void find_places(const session::Places& arguments);
 [[gnu::weak]] void grad_norm_forward(const grad_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
@@ -50,6 +52,7 @@ template <int architecture>
 template <int architecture>
 [[gnu::weak]] void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
 [[gnu::weak]] void sample_forward(const sample::Forward& arguments);
+[[gnu::weak]] void store_keys_values(const session::Store& arguments);
 
 }  // namespace pygpt::cuda
 

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "cpu/thread_pool.h"
+#include "cuda/kernels.h"
 #include "ops/check.h"
 
 namespace pygpt::session {
@@ -16,16 +17,22 @@ std::int64_t* integers(const TensorView& tensor) {
     return static_cast<std::int64_t*>(tensor.data);
 }
 
-void check_integers(const check::Named& argument, std::initializer_list<std::int64_t> shape) {
+void check_integers(const check::Named& argument, const Device& device, std::initializer_list<std::int64_t> shape) {
     check::dtype_is(argument, DType::int64, "as places and tokens are");
-    check::on_device(argument, {DeviceType::cpu, 0}, "where caches are");
+    check::on_device(argument, device, "where the cache is");
     check::shape_is(argument, shape, "one for each row");
     check::contiguous(argument);
 }
 
+// Whether a launcher of kernels is to be called, for tensors on this device.
+template <class Arguments>
+bool on_cuda(const Device& device, void (*launcher)(const Arguments&)) {
+    if (device.type == DeviceType::cuda && !launcher) throw ValueError("this build of pygpt has no CUDA kernels");
+    return device.type == DeviceType::cuda;
+}
+
 // New keys or values, and the cache that they go to.
 void check_pair(const check::Named& fresh, const check::Named& cache) {
-    check::on_device(fresh, {DeviceType::cpu, 0}, "where caches are");
     check::dimensions_are(fresh, 4, "(batch, time, kv_heads, head_dim)");
     check::dimensions_are(cache, 4, "(batch, capacity + 1, kv_heads, head_dim)");
     check::dtype_is(cache, fresh.tensor.dtype, "that of what it stores");
@@ -60,16 +67,19 @@ void find_places(Places arguments) {
     const Places& a = arguments;
     check::dimensions_are({"tokens", a.tokens}, 2, "(rows, most tokens)");
     const std::int64_t rows = a.tokens.shape[0], most = a.tokens.shape[1];
-    check_integers({"tokens", a.tokens}, {rows, most});
-    check_integers({"lengths", a.lengths}, {rows});
+    const Device device = a.tokens.device;
+    check_integers({"tokens", a.tokens}, device, {rows, most});
+    check_integers({"lengths", a.lengths}, device, {rows});
     check::dtype_is({"alive", a.alive}, DType::boolean, "whether a row goes on");
+    check::on_device({"alive", a.alive}, device, "where the cache is");
     check::shape_is({"alive", a.alive}, {rows}, "one for each row");
     check::contiguous({"alive", a.alive});
-    check_integers({"ids", a.ids}, {rows, 1});
-    check_integers({"positions", a.positions}, {rows, 1});
-    check_integers({"slots", a.slots}, {rows});
-    check_integers({"query_start", a.query_start}, {rows});
-    check_integers({"key_lengths", a.key_lengths}, {rows});
+    check_integers({"ids", a.ids}, device, {rows, 1});
+    check_integers({"positions", a.positions}, device, {rows, 1});
+    check_integers({"slots", a.slots}, device, {rows});
+    check_integers({"query_start", a.query_start}, device, {rows});
+    check_integers({"key_lengths", a.key_lengths}, device, {rows});
+    if (on_cuda(device, cuda::find_places)) return cuda::find_places(a);
     const std::int64_t limit = std::min(most, a.capacity);
     for (std::int64_t row = 0; row < rows; ++row) {
         const std::int64_t length = integers(a.lengths)[row];
@@ -94,8 +104,9 @@ void store(Store arguments) {
     check::shape_is({"v_cache", a.v_cache}, {a.k.shape[0], a.k_cache.shape[1], a.k.shape[2], a.k.shape[3]},
                     "that of k_cache");
     const std::int64_t time = a.k.shape[1], tokens = a.k.shape[0] * time;
-    check_integers({"slots", a.slots}, {tokens});
+    check_integers({"slots", a.slots}, a.k.device, {tokens});
     check::indices_in({"slots", a.slots}, a.k.shape[0] * a.k_cache.shape[1], std::nullopt, "the cache's slots");
+    if (on_cuda(a.k.device, cuda::store_keys_values)) return cuda::store_keys_values(a);
     cpu::parallel_for((tokens + tokens_per_task - 1) / tokens_per_task, [&](std::int64_t task) {
         for (std::int64_t i = task * tokens_per_task; i < std::min(tokens, (task + 1) * tokens_per_task); ++i) {
             copy_token(a.k, i / time, i % time, a.k_cache, integers(a.slots)[i]);

@@ -1,5 +1,4 @@
-// The key/value cache of a batch on the CPU: where a step's tokens stand in it, and how their keys and values get
-// there.
+// The key/value cache of a batch: where a step's tokens stand in it, and how their keys and values get there.
 //
 // A cache has `capacity` places for each row and one more, which no query sees: what belongs to no token goes there. A
 // slot is a place in the whole cache: row · (capacity + 1) + place.
@@ -12,7 +11,7 @@
 
 namespace pygpt::session {
 
-// A step reads the last token of each row that is alive. All tensors contiguous, on the CPU, int64 but for alive.
+// A step reads the last token of each row that is alive. All tensors contiguous, on one device, int64 but for alive.
 struct Places {
     TensorView tokens;   // (R, L): each row's tokens, from its first
     TensorView lengths;  // (R,): how many there are, 1 to the smaller of L and the capacity
@@ -26,7 +25,8 @@ struct Places {
     TensorView key_lengths;  // (R,)
 };
 
-// Copies keys and values of new tokens to their slots. The last dimension of each but slots has stride 1.
+// Copies keys and values of new tokens to their slots; what the places hold that no query sees is anything. The last
+// dimension of each but slots has stride 1.
 struct Store {
     TensorView k, v;              // (B, T, G, D)
     TensorView slots;             // (B · T,) int64, contiguous

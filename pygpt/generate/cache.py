@@ -58,9 +58,9 @@ class KeyValueCache:
         self._slots = (slots + self._starts).flatten()
         return {"causal": True, "query_start": self.lengths, "key_lengths": self._after, "decode": self.decode}
 
-    def has_layers(self) -> bool:
-        """Whether tokens were read."""
-        return bool(self._layers)
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays."""
+        self.lengths = torch.zeros_like(self.lengths)
 
     def layer(self, index: int) -> LayerCache:
         """The cache of one layer."""
@@ -97,7 +97,7 @@ class KeyValueCache:
 
     def store(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
         """Put the new tokens' keys and values (B, T, G, D) into a layer's, (B, capacity + 1, G, D)."""
-        if _by_kernel(k) and not k.requires_grad:
+        if not k.requires_grad:
             C.session_store(_unit_stride(k), _unit_stride(v), self._slots, k_cache, v_cache)
             return
         rows, places = self._slots // (self.capacity + 1), self._slots % (self.capacity + 1)
@@ -108,11 +108,6 @@ class KeyValueCache:
                 cache.index_put_((rows, places), new.flatten(0, 1))
 
 
-def _by_kernel(x: Tensor) -> bool:
-    """Whether a kernel of pygpt's copies to the cache."""
-    return x.device.type == "cpu" and not EMULATED
-
-
 def _room(like: Tensor, capacity: int) -> Tensor:
     """Uninitialised (B, capacity + 1, G, D), for keys or values like (B, T, G, D).
 
@@ -120,7 +115,7 @@ def _room(like: Tensor, capacity: int) -> Tensor:
     from memory (a step of 32 rows in bfloat16, GPT-2 124M: a fifth of its time before, AMD Zen 4).
     """
     batch, _, heads, head_dim = like.shape
-    if not _by_kernel(like):
+    if like.device.type != "cpu" or EMULATED:
         return like.new_empty((batch, capacity + 1, heads, head_dim))
     room = like.new_empty((batch, heads, capacity + 1, head_dim))
     C.use_huge_pages(room)
@@ -146,20 +141,21 @@ class StepCache(KeyValueCache):
     def __init__(self, cache: KeyValueCache) -> None:
         rows = len(cache.lengths)
         super().__init__(rows, cache.capacity, cache.lengths.device)
-        self.ids = torch.zeros(rows, 1, dtype=torch.int64)
-        self.positions = torch.zeros(rows, 1, dtype=torch.int64)
-        self._slots = torch.zeros(rows, dtype=torch.int64)
-        self._after = torch.zeros(rows, dtype=torch.int64)
+        self.decode = cache.decode
+        self.ids = torch.zeros_like(self.positions)
+        self.positions = torch.zeros_like(self.positions)
+        self._slots = torch.zeros_like(self.lengths)
+        self._after = torch.zeros_like(self.lengths)
         self._layers = [layer.shared(self) for layer in cache._layers]
 
     def find_places(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> None:
-        """Make the last token of each row that is alive the step's; `RecordedStep` says what these are."""
+        """Make the last token of each row that is alive the step's; `DecodingStep` says what these are."""
         places = self.ids, self.positions, self._slots, self.lengths, self._after
         C.session_places(tokens, lengths, alive, self.capacity, *places)
 
     def begin(self, time: int, new_tokens: Tensor | None) -> dict[str, Any]:
-        """The options of `pygpt.ops.attention` for the places that were found."""
-        return {"causal": True, "query_start": self.lengths, "key_lengths": self._after}
+        """As `KeyValueCache.begin`, for the places that were found."""
+        return {"causal": True, "query_start": self.lengths, "key_lengths": self._after, "decode": self.decode}
 
     def end(self) -> None:
         """There is nothing to count: the next step's places are found anew."""

@@ -102,7 +102,7 @@ def contrastive_search(
     tokens[:, :time] = ids.masked_fill(padding, pad_token)
     lengths, alive = prompt_lengths, torch.ones(batch, dtype=torch.bool, device=device)
     logprobs = torch.zeros(batch, max_new_tokens, device=device)
-    starts, tails = prompt_lengths.tolist(), [b""] * batch
+    starts, on, tails = prompt_lengths.tolist(), [True] * batch, [b""] * batch
     every_row = torch.arange(batch, device=device)
 
     with evaluating(model), model.session(max_new_tokens):
@@ -113,7 +113,7 @@ def contrastive_search(
             last = torch.stack([row[length - 1] for row, length in zip(read, starts, strict=True)])  # (B, C)
             cache = cache.repeated(k)
         for step in range(max_new_tokens):
-            if not alive.any():
+            if not any(on):
                 break
             logits = model.logits(last)  # (B, V)
             allowed = logits
@@ -137,7 +137,8 @@ def contrastive_search(
                 logprobs[:, step] = -ops.cross_entropy(logits, chosen, reduction="none").masked_fill(~alive, 0.0)
             tokens[every_row, lengths] = chosen
             lengths = lengths + alive
-            alive = tell_and_stop(chosen, alive, stops, tails, stream)
+            if tell_and_stop(chosen, on, stops, tails, stream):
+                alive = torch.tensor(on, device=device)
     return Generation(tokens, lengths, logprobs) if return_logprobs else tokens
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pygpt import ops
 from pygpt.extension import EMULATED
+from pygpt.generate import recording
 from pygpt.generate.cache import KeyValueCache
 from pygpt.generate.prompts import (
     LanguageModel,
@@ -22,8 +23,11 @@ from pygpt.generate.prompts import (
     prompt_lengths_of,
     tell_and_stop,
 )
-from pygpt.generate.recording import RecordedStep, Unrecordable
+from pygpt.generate.recording import DecodingStep
 from pygpt.generate.rules import Rules, Word
+
+# On a device: how many tokens come between two looks at whether a row goes on.
+LOOK_EVERY = 16
 
 
 class Generation(NamedTuple):
@@ -132,127 +136,249 @@ def generate(
     rows = batch * num_samples
     on_cuda = ids.device.type == "cuda" or EMULATED is not None
     decode = exact is False or (exact is None and on_cuda)
-    seeds = _seeds(seed, rows, ids.device)
 
     padding = torch.arange(time, device=ids.device) >= prompt_lengths.unsqueeze(1)
     tokens = ids.new_full((batch, time + max_new_tokens), pad_token)
     tokens[:, :time] = ids.masked_fill(padding, pad_token)
-    lengths, alive = prompt_lengths.clone(), torch.ones(batch, dtype=torch.bool, device=ids.device)
-    logprobs = torch.zeros(rows, max_new_tokens, device=ids.device)
+    starts = prompt_lengths.repeat_interleave(num_samples)
+    writer = _Writer(
+        tokens.repeat_interleave(num_samples, dim=0),
+        starts,
+        max_new_tokens,
+        rules,
+        stops,
+        stream,
+        vocabulary=model.config.vocab_size,
+        seeds=_seeds(seed, rows, ids.device),
+        pad_token=pad_token,
+        repetition_penalty=repetition_penalty,
+        logprobs=return_logprobs,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    if rows and max_new_tokens:
+        with evaluating(model), model.session(max_new_tokens) as session:
+            key = model, decode, torch.is_autocast_enabled(ids.device.type), num_samples, *writer.key()
+            kept: _Decoding | None = session.decoding
+            if kept is not None and kept.key == key and kept.step.is_captured():
+                kept.writer.begin_as(writer)
+                _, cache, writer, step = kept
+                cache.clear()
+                cache.decode = False
+            else:
+                cache, step = KeyValueCache(batch, _capacity(model, tokens), ids.device), None
+            logits = model.logits(_read(model, cache, tokens, prompt_lengths)).repeat_interleave(num_samples, dim=0)
+            if num_samples > 1:
+                cache = cache.repeated(num_samples)
+            cache.decode = decode
+            # How many of the steps leave every row inside the context.
+            inside = min(max_new_tokens, cache.capacity - max(writer.starts) + 1)
+            if step is None:
+                session.decoding = None  # its memory may be needed
+                step = DecodingStep(
+                    *(model, cache, writer.tokens, writer.lengths, writer.alive, writer.choose),
+                    steps=inside - 1,
+                    on_device=writer.on_device,
+                )
+            _write(model, cache, writer, step, inside, logits)
+            if num_samples == 1 and step.is_captured():
+                session.decoding = _Decoding(key, cache, writer, step)
+    # Copies: a graph that is kept writes to the same memory again.
+    result = Generation(writer.tokens.clone(), writer.lengths.clone(), writer.logprobs.clone())
+    return result if return_logprobs else result.tokens
 
-    with evaluating(model), model.session(max_new_tokens):
-        reader = _Reader(model, batch, min(time + max_new_tokens, model.config.context_length), ids.device)
-        logits = reader.logits(tokens, lengths, alive) if batch and max_new_tokens else torch.empty(batch, 0)  # (B, V)
-        reader.cache.decode = decode
-        if num_samples > 1:
-            reader.cache = reader.cache.repeated(num_samples)
-            tokens, lengths, alive, logits = (
-                t.repeat_interleave(num_samples, dim=0) for t in (tokens, lengths, alive, logits)
-            )
-        every_row, starts = torch.arange(rows, device=ids.device), lengths.tolist()
-        tails = [b""] * rows
-        history = _history(tokens, lengths, model.config.vocab_size) if repetition_penalty != 1 else None
 
-        for step in range(max_new_tokens):
-            if not alive.any():
-                break
-            if step:
-                logits = reader.logits(tokens, lengths, alive)  # (R, V)
-            allowed = logits if history is None else _penalise(logits, history, repetition_penalty)
-            if not rules.nothing:
-                allowed = rules.forbid(allowed, tokens, lengths, starts, alive, max_new_tokens - step)
-            chosen, _ = ops.sample(
-                allowed,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                seeds=seeds,
-                positions=lengths,
-            )
-            chosen = chosen.masked_fill(~alive, pad_token)  # (R,)
-            if return_logprobs:
-                logprobs[:, step] = -ops.cross_entropy(logits, chosen, reduction="none").masked_fill(~alive, 0.0)
-            if history is not None:
-                history[every_row, chosen] |= alive
-            tokens[every_row, lengths] = chosen
-            lengths += alive  # in place, as this and the next: a recorded step reads them
-            alive.copy_(tell_and_stop(chosen, alive, stops, tails, stream))
-    return Generation(tokens, lengths, logprobs) if return_logprobs else tokens
+class _Decoding(NamedTuple):
+    """What writes tokens by a captured step, and can again with other prompts.
 
-
-class _Reader:
-    """Reads rows of tokens with the model, each token once while its row fits the context.
-
-    The prompts are one pass. The next tokens are read by a recorded step, if the model allows that (those of rotary
-    positions, RMS norm or gates do not: some of their arithmetic is PyTorch's), and while no row leaves the context.
+    Attributes:
+        key: what has to be the same then.
+        cache: of the rows.
+        writer: of their tokens.
+        step: of the model, with the writer's choice.
     """
 
-    def __init__(self, model: LanguageModel, batch: int, capacity: int, device: torch.device) -> None:
-        self.model = model
-        self.cache = KeyValueCache(batch, capacity, device)
-        self._may_record = True
-        self._recorded: RecordedStep | None = None
+    key: tuple[Any, ...]
+    cache: KeyValueCache
+    writer: _Writer
+    step: DecodingStep
 
-    def logits(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
-        """The head at the last token of each row, (rows, vocabulary), until the next call; anything where not alive.
 
-        From the second call on, the arguments are the same tensors, with one more token in each row that is alive.
+def _capacity(model: LanguageModel, tokens: Tensor) -> int:
+    """The most tokens of a row that a cache has to have."""
+    return min(tokens.shape[1], int(model.config.context_length))
+
+
+def _write(
+    model: LanguageModel, cache: KeyValueCache, writer: _Writer, step: DecodingStep, inside: int, logits: Tensor
+) -> None:
+    """Add tokens to the rows until all have ended: one by the logits, as many as are ``inside`` by the step."""
+    for number in range(writer.steps):
+        if number == 0:
+            writer.choose(logits)
+        elif number < inside:
+            step.run()
+        else:
+            if number == inside:
+                cache.lengths = (writer.lengths - 1).clamp(max=cache.capacity)
+            hidden = _read(model, cache, writer.tokens, writer.lengths, writer.alive)
+            writer.choose(model.logits(hidden, cache.decode))
+        if not writer.goes_on(number + 1):
+            break
+
+
+class _Writer:
+    """Rows of tokens, and how the next ones are chosen and written.
+
+    What changes from one token to the next is in tensors that are always the same.
+
+    Args:
+        tokens: (R, most) int64, the prompts, and pad_token where nothing is yet.
+        starts: (R,) int64, the prompts' lengths.
+        steps: how many tokens a row gets at most.
+        rules: what may come.
+        stops: when a row ends.
+        stream: is told of every token.
+        vocabulary: how many tokens there are.
+        seeds: (R,) int64.
+        pad_token: follows the last token of a row.
+        repetition_penalty: as in `generate`, as are the following.
+        logprobs: whether log-probabilities are kept.
+        sampling: the options of `pygpt.ops.sample`.
+
+    Attributes:
+        lengths: (R,) int64.
+        alive: (R,) bool: which rows go on.
+        logprobs: (R, steps) float32, if they are kept.
+        on_device: whether `choose` does nothing but work on the device.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        steps: int,
+        rules: Rules,
+        stops: Stops,
+        stream: Callable[[int, int], None] | None,
+        *,
+        vocabulary: int,
+        seeds: Tensor,
+        pad_token: int,
+        repetition_penalty: float,
+        logprobs: bool,
+        **sampling: Any,
+    ) -> None:
+        rows, device = len(tokens), tokens.device
+        self.tokens = tokens
+        self.lengths = starts.clone()
+        self.alive = torch.ones(rows, dtype=torch.bool, device=device)
+        self.logprobs = torch.zeros(rows, steps, device=device)
+        self.starts: list[int] = starts.tolist()
+        self.steps = steps
+        self.on_device = rules.nothing
+        self._chosen = self.lengths  # (R,) the last tokens
+        self._first = starts
+        self._rules = rules
+        self._stops = stops
+        self._stream = stream
+        self._told = stream is not None or bool(stops.strings)  # the host reads every token
+        self._on, self._tails = [True] * rows, [b""] * rows  # what it knows of them then
+        self._ends: Tensor | None = None
+        if stops.tokens and not self._told:
+            self._ends = torch.tensor(sorted(stops.tokens), device=device)
+        self._look_every = LOOK_EVERY if recording.has_graphs(device) or EMULATED else 1
+        self._seeds = seeds
+        self._pad_token = pad_token
+        self._penalty = repetition_penalty
+        self._history = _history(tokens, self.starts, vocabulary) if repetition_penalty != 1 else None
+        self._keep_logprobs = logprobs
+        self._sampling = sampling
+        self._step = 0  # counts those of which the rules are asked
+
+    def key(self) -> tuple[Any, ...]:
+        """What a step that was captured with `choose` in it depends on, besides what is in tensors."""
+        ends = None if self._told else self._stops.tokens
+        options = self._pad_token, self._penalty, self._keep_logprobs, *self._sampling.items()
+        return self.tokens.shape, self.tokens.device, self.steps, self.on_device, self._told, ends, *options
+
+    def begin_as(self, other: _Writer) -> None:
+        """Begin with the prompts of another that has the same key, in the memory of this one."""
+        for name, value in vars(other).items():
+            if isinstance(value, Tensor):
+                getattr(self, name).copy_(value)
+            else:
+                setattr(self, name, value)
+
+    def choose(self, logits: Tensor) -> None:
+        """Choose the next token of each row that is alive by the logits, (R, vocabulary), and write it."""
+        allowed = logits if self._history is None else _penalise(logits, self._history, self._penalty)
+        if not self._rules.nothing:
+            left = self.steps - self._step
+            allowed = self._rules.forbid(allowed, self.tokens, self.lengths, self.starts, self.alive, left)
+            self._step += 1
+        chosen, _ = ops.sample(allowed, seeds=self._seeds, positions=self.lengths, **self._sampling)
+        chosen = chosen.masked_fill(~self.alive, self._pad_token)  # (R,)
+        if self._keep_logprobs:
+            logprobs = ops.cross_entropy(logits, chosen, reduction="none").neg().masked_fill(~self.alive, 0.0)
+            self.logprobs.scatter_(1, (self.lengths - self._first).unsqueeze(1), logprobs.unsqueeze(1))
+        place = chosen.unsqueeze(1)  # (R, 1)
+        if self._history is not None:
+            self._history.scatter_(1, place, self._history.gather(1, place) | self.alive.unsqueeze(1))
+        self.tokens.scatter_(1, self.lengths.unsqueeze(1), place)
+        self.lengths += self.alive
+        if self._ends is not None:
+            self.alive &= (place != self._ends).all(1)
+        self._chosen = chosen
+
+    def goes_on(self, step: int) -> bool:
+        """After so many steps: tell the caller of the last, and give whether there is a row that has not ended.
+
+        Where nobody is told, a device is asked rarely, as that waits for it; a row that has ended stays as it is.
         """
-        recorded = self._replay(tokens, lengths, alive)
-        if recorded is not None:
-            return recorded
-        return self.model.logits(self.read(tokens, lengths, alive), self.cache.decode)
-
-    def _replay(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor | None:
-        """The logits by a recorded step, if that can be."""
-        if not self._may_record or not self.cache.has_layers():
-            return None
-        if int(lengths.max()) > self.cache.capacity:
-            self._may_record = False
-            if self._recorded is not None:
-                self.cache.lengths = (lengths - 1).clamp(max=self.cache.capacity)
-            return None
-        if self._recorded is not None:
-            return self._recorded.run()
-        try:
-            self._recorded = RecordedStep(self.model, self.cache, tokens, lengths, alive)
-        except Unrecordable:
-            self._may_record = False
-            return None
-        return self._recorded.logits
-
-    def read(self, tokens: Tensor, lengths: Tensor, alive: Tensor) -> Tensor:
-        """What the head sees at the last token of each row, (rows, width); anything in rows that are not alive.
-
-        Rows that are longer than the context are read anew, as far as the context reaches: the position of every token
-        in it has moved.
-        """
-        limit = self.model.config.context_length
-        slid = alive & (lengths > limit)
-        new = (lengths - self.cache.lengths).masked_fill(slid | ~alive, 0)  # (R,) tokens that were not read yet
-        most = int(new.max())
-        hidden = None
-        if most:
-            places = self.cache.lengths.unsqueeze(1) + torch.arange(most, device=tokens.device)
-            ids = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
-            read = self.model.hidden(ids, lengths=new, cache=self.cache)  # (R, most, C)
-            # Not by read[rows, places], which wakes torch's threads; they would spin where pygpt's compute.
-            last = most * torch.arange(len(new), device=tokens.device) + (new - 1).clamp(min=0)  # (R,)
-            hidden = read.flatten(0, 1).index_select(0, last)
-        if slid.any():
-            places = (lengths[slid] - limit).unsqueeze(1) + torch.arange(limit, device=tokens.device)
-            window = self.model.hidden(tokens[slid].gather(1, places))[:, -1]
-            hidden = window.new_zeros(len(new), window.shape[1]) if hidden is None else hidden
-            hidden[slid] = window
-        assert hidden is not None, "read() is called while a row is alive, and that has a new token"
-        return hidden
+        if self._told:
+            if tell_and_stop(self._chosen, self._on, self._stops, self._tails, self._stream):
+                self.alive.copy_(torch.tensor(self._on, device="cpu"))
+            return any(self._on)
+        return self._ends is None or step % self._look_every != 0 or bool(self.alive.any())
 
 
-def _history(tokens: Tensor, lengths: Tensor, vocabulary: int) -> Tensor:
+def _read(
+    model: LanguageModel, cache: KeyValueCache, tokens: Tensor, lengths: Tensor, alive: Tensor | None = None
+) -> Tensor:
+    """What the head sees at the last token of each row, (rows, width); anything in rows that are not alive.
+
+    Every token is read once while its row fits the context; rows that are longer are read anew, as far as the context
+    reaches: the position of every token in it has moved.
+    """
+    limit = model.config.context_length
+    alive = torch.ones_like(lengths, dtype=torch.bool) if alive is None else alive
+    slid = alive & (lengths > limit)
+    new = (lengths - cache.lengths).masked_fill(slid | ~alive, 0)  # (R,) tokens that were not read yet
+    most = int(new.max())
+    hidden = None
+    if most:
+        places = cache.lengths.unsqueeze(1) + torch.arange(most, device=tokens.device)
+        ids = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
+        read = model.hidden(ids, lengths=new, cache=cache)  # (R, most, C)
+        # Not by read[rows, places], which wakes torch's threads; they would spin where pygpt's compute.
+        last = most * torch.arange(len(new), device=tokens.device) + (new - 1).clamp(min=0)  # (R,)
+        hidden = read.flatten(0, 1).index_select(0, last)
+    if slid.any():
+        places = (lengths[slid] - limit).unsqueeze(1) + torch.arange(limit, device=tokens.device)
+        window = model.hidden(tokens[slid].gather(1, places))[:, -1]
+        hidden = window.new_zeros(len(new), window.shape[1]) if hidden is None else hidden
+        hidden[slid] = window
+    assert hidden is not None, "rows are read while one is alive, and that has a new token"
+    return hidden
+
+
+def _history(tokens: Tensor, lengths: Sequence[int], vocabulary: int) -> Tensor:
     """Which tokens each row has, (rows, vocabulary) bool."""
     history = torch.zeros(len(tokens), vocabulary, dtype=torch.bool, device=tokens.device)
-    for row, length in enumerate(lengths.tolist()):
+    for row, length in enumerate(lengths):
         history[row, tokens[row, :length]] = True
     return history
 

@@ -31,8 +31,8 @@ class LanguageModel(Protocol):
     def logits(self, hidden: Tensor, decode: bool = False) -> Tensor:
         """The head."""
 
-    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
-        """Inside, the weights do not change."""
+    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the weights do not change; gives what keeps things for as long: its attribute ``decoding``."""
 
     def modules(self) -> Iterator[torch.nn.Module]:
         """What can be in training mode."""
@@ -66,16 +66,12 @@ class Stops:
 
 
 def tell_and_stop(
-    chosen: Tensor,
-    alive: Tensor,
-    stops: Stops,
-    tails: list[bytes],
-    stream: Callable[[int, int], None] | None,
-) -> Tensor:
-    """Hand new tokens to the caller; give which rows go on."""
+    chosen: Tensor, on: list[bool], stops: Stops, tails: list[bytes], stream: Callable[[int, int], None] | None
+) -> bool:
+    """Hand new tokens of the rows that are ``on`` to the caller; mark those that end, and say whether there are any."""
     if stream is None and not stops.tokens and not stops.strings:
-        return alive
-    on = alive.tolist()
+        return False
+    before = sum(on)
     for row, token in enumerate(chosen.tolist()):
         if not on[row]:
             continue
@@ -83,7 +79,7 @@ def tell_and_stop(
         on[row] = not ended
         if stream is not None:
             stream(row, token)
-    return torch.tensor(on, device=alive.device)
+    return sum(on) < before
 
 
 @contextlib.contextmanager

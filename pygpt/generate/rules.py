@@ -86,7 +86,7 @@ class Rules:
         Returns:
             (rows, vocabulary) bool.
         """
-        mask = torch.zeros(len(rows), self._vocab_size, dtype=torch.bool)
+        mask = torch.zeros(len(rows), self._vocab_size, dtype=torch.bool, device="cpu")
         for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
             if self._ngram:
                 mask[number, _seen_after(row, self._ngram)] = True
@@ -103,7 +103,7 @@ class Rules:
             if allowed is None and self.forced:
                 allowed = self.forced.allowed(new, left)
             if allowed is not None:
-                others = torch.ones(self._vocab_size, dtype=torch.bool)
+                others = torch.ones(self._vocab_size, dtype=torch.bool, device="cpu")
                 others[sorted(allowed)] = False
                 mask[number] |= others
             if self.forced:

@@ -448,7 +448,7 @@ class _Writer:
         """Those of the model."""
         return self._model.modules()
 
-    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[None]:
+    def session(self, passes: int = 0) -> contextlib.AbstractContextManager[Any]:
         """The model's."""
         return self._model.session(passes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,9 @@ class Session:
 
     Args:
         model: whose weights stay as they are.
+
+    Attributes:
+        decoding: what `pygpt.generate.generate` keeps for a call like the last one, with the CUDA graph of its steps.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -30,6 +33,7 @@ class Session:
         self._before = {name: (parameter, parameter._version) for name, parameter in model.named_parameters()}
         self._passes = 0
         self._decided = False
+        self.decoding: Any = None
 
     def expect_passes(self, passes: int) -> None:
         """Take note that so many passes through the model come next: if they are enough, pack its weights now."""
@@ -60,7 +64,7 @@ class Session:
             module.packed_weight = weight
 
     def close(self) -> None:
-        """Drop the copies.
+        """Drop all that was kept.
 
         Raises:
             RuntimeError: naming a parameter that was written to or replaced since the session began.
@@ -68,6 +72,7 @@ class Session:
         for module in self._linears():
             module.packed_weight = None
         self._model.packed_head = None
+        self.decoding = None
         for name, parameter in self._model.named_parameters():
             known, version = self._before.get(name, (None, 0))
             if known is not parameter or version != parameter._version:

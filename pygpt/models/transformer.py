@@ -96,8 +96,10 @@ class Transformer(nn.Module):
         )
 
     @contextlib.contextmanager
-    def session(self, passes: int = 0) -> Iterator[None]:
+    def session(self, passes: int = 0) -> Iterator[Session]:
         """Promise that the weights do not change inside the ``with`` block, so that packed copies of them may be kept.
+
+        On CUDA the graph of `generate`'s steps is kept too, for further calls with the same shapes and options.
 
         Args:
             passes: how many passes through the model will come, as far as that is known: where they are enough, the
@@ -108,12 +110,12 @@ class Transformer(nn.Module):
         """
         if self._session is not None:
             self._session.expect_passes(passes)
-            yield  # inside another, which knows all that this one would
+            yield self._session  # inside another, which knows all that this one would
             return
         self._session = session = Session(self)
         session.expect_passes(passes)
         try:
-            yield
+            yield session
         finally:
             self._session = None
             session.close()

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pygpt.extension import C
 from pygpt.generate import KeyValueCache
 from tests.models.test_config import small
 from tests.models.test_gpt import lively, tokens
-from tests.support import assert_same_bits, random_generator
+from tests.support import EMULATED, assert_same_bits, random_generator, unaligned
 
 
 @settings(max_examples=10)
@@ -69,3 +70,54 @@ def test_packed_documents_have_no_cache():
     cache = KeyValueCache(1, 8, torch.device("cpu"))
     with pytest.raises(ValueError, match="cu_seqlens does not go together"):
         model.hidden(tokens(model, 1, 3), cu_seqlens=torch.tensor([0, 3]), cache=cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [5, 16])
+@pytest.mark.parametrize("form", ["contiguous", "strided", "unaligned", "parts"])
+def test_keys_and_values_go_to_their_slots(form, head_dim, dtype, generator):
+    k, v = (torch.randn(2, 3, 2, head_dim, generator=generator).to(dtype) for _ in range(2))
+    if form == "strided":
+        k, v = (torch.stack([x, x], dim=2)[:, :, 1] for x in (k, v))
+    elif form == "unaligned":
+        k, v = unaligned(k), unaligned(v)
+    elif form == "parts":  # of one product
+        k, v = torch.split(torch.cat([k, v], dim=2), 2, dim=2)
+    slots = torch.tensor([0, 1, 6, 7, 12, 6])  # 6 is the place that no query sees
+    for caches in (torch.zeros(2, 2, 7, 2, head_dim, dtype=dtype), torch.zeros(2, 2, 2, 7, head_dim, dtype=dtype)):
+        if caches.shape[2] == 2:
+            caches = caches.transpose(2, 3)
+        C.session_store(k, v, slots, *caches)
+        for cache, x in zip(caches, (k, v), strict=True):
+            expected = torch.zeros(14, 2, head_dim, dtype=dtype).index_copy(0, slots, x.reshape(6, 2, head_dim))
+            assert_same_bits(cache[:, :-1], expected.view(2, 7, 2, head_dim)[:, :-1], "cache")
+    outside = torch.tensor([0, 1, 14, 2, 3, -1])
+    if EMULATED:  # as on a GPU: what has no slot is not stored
+        C.session_store(k, v, outside, *caches)
+    else:
+        with pytest.raises(ValueError, match=r"slots\[2\] is 14"):
+            C.session_store(k, v, outside, *caches)
+    with pytest.raises(ValueError, match="v must have shape"):
+        C.session_store(k, v[:, :2], slots, *caches)
+    with pytest.raises(TypeError, match="k_cache must be"):
+        C.session_store(k, v, slots, caches[0].double(), caches[1])
+
+
+def test_places_of_the_last_tokens():
+    tokens = torch.arange(300 * 4).view(300, 4)
+    lengths, alive = torch.arange(300) % 4 + 1, torch.arange(300) % 3 != 0
+    ids, positions = torch.full((2, 300, 1), -1)
+    slots, query_start, key_lengths = torch.full((3, 300), -1)
+    for capacity in (4, 9):
+        C.session_places(tokens, lengths, alive, capacity, ids, positions, slots, query_start, key_lengths)
+        places = torch.where(alive, lengths - 1, 0)
+        assert torch.equal(ids[:, 0], torch.where(alive, tokens[torch.arange(300), places], 0))
+        assert torch.equal(positions[:, 0], places)
+        assert torch.equal(query_start, places)
+        assert torch.equal(key_lengths, torch.where(alive, lengths, 0))
+        starts = (capacity + 1) * torch.arange(300)
+        assert torch.equal(slots, starts + torch.where(alive, places, capacity))
+    if EMULATED:  # as on a GPU: lengths are clamped
+        lengths = torch.where(torch.arange(300) % 2 == 0, -1, 7)
+        C.session_places(tokens, lengths, alive, 3, ids, positions, slots, query_start, key_lengths)
+        assert torch.equal(key_lengths, torch.where(alive, lengths.clamp(1, 3), 0))

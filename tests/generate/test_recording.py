@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import gc
-import sys
 
 import pytest
 import torch
@@ -12,14 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from pygpt.extension import EMULATED
-from pygpt.generate import KeyValueCache, generate, recording
+from pygpt.generate import KeyValueCache, recording
 from pygpt.generate.recording import RecordedStep, Unrecordable
 from tests.models.test_config import small
 from tests.models.test_gpt import lively, tokens
-from tests.support import assert_same_bits, random_generator, threads
-
-pytestmark = pytest.mark.skipif(EMULATED is not None, reason="steps are recorded on the CPU only")
+from tests.support import assert_same_bits, on_the_cpu, random_generator, threads
 
 
 def prefilled(model, ids, lengths, capacity):
@@ -29,6 +25,7 @@ def prefilled(model, ids, lengths, capacity):
     return cache
 
 
+@on_the_cpu
 @settings(max_examples=30)
 @given(
     changes=st.fixed_dictionaries(
@@ -77,6 +74,7 @@ def test_replays_give_the_bits_of_a_whole_pass(changes, dtype, rows, packed, sch
             lengths += alive
 
 
+@on_the_cpu
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 7, "top_p": 0.9}, {"repetition_penalty": 1.3}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("overflow", ["error", "slide"])
@@ -92,7 +90,7 @@ def test_generate_gives_the_same_with_and_without_recording(monkeypatch, options
     assert len(runs) >= 8
     options["stop_tokens"] = [int(recorded[0].tokens[0, 6 + 4])]  # so that a row ends early
     recorded.append(model.generate(ids, new, overflow=overflow, **options))
-    monkeypatch.setattr(sys.modules[generate.__module__], "RecordedStep", refuse)
+    monkeypatch.setattr(recording, "RecordedStep", refuse)
     plain = [model.generate(ids, new, overflow=overflow, **{**options, "stop_tokens": []})]
     plain.append(model.generate(ids, new, overflow=overflow, **options))
     for ours, right in zip(recorded, plain, strict=True):
@@ -114,6 +112,7 @@ def refusal(model) -> str:
     return str(error.value)
 
 
+@on_the_cpu
 def test_a_kernel_of_pytorchs_is_refused_by_its_name_and_its_module(monkeypatch):
     model = lively(small())
     inner = model.blocks[1].feed_forward
@@ -121,6 +120,7 @@ def test_a_kernel_of_pytorchs_is_refused_by_its_name_and_its_module(monkeypatch)
     assert refusal(model) == "FeedForward blocks.1.feed_forward runs aten.mul.Tensor, which is no op of pygpt"
 
 
+@on_the_cpu
 @pytest.mark.parametrize(
     "changes, kernel",
     [({"positions": "rope", "head_dim": 6}, "mul"), ({"norm_type": "rms"}, "neg"), ({"activation": "swiglu"}, "silu")],
@@ -134,6 +134,7 @@ def test_what_is_still_pytorchs_in_llama(changes, kernel):
         assert int(model(out[:, :length])[0, -1].argmax()) == int(out[0, length])
 
 
+@on_the_cpu
 def test_hooks_and_training_are_refused():
     model = lively(small())
     with_hook = model.blocks[0].attention
@@ -144,12 +145,14 @@ def test_hooks_and_training_are_refused():
     assert refusal(model) == "LayerNorm blocks.1.norm_2 is in training mode"
 
 
+@on_the_cpu
 def test_a_dispatch_mode_is_not_passed_by():
     model = lively(small())
     with FlopCounterMode(display=False):
         assert "dispatch mode" in refusal(model)
 
 
+@on_the_cpu
 @torch.no_grad()
 def test_a_parameter_that_is_replaced_does_no_harm():
     model = lively(small())
@@ -167,6 +170,7 @@ def test_a_parameter_that_is_replaced_does_no_harm():
     assert not torch.equal(before, after)
 
 
+@on_the_cpu
 @torch.no_grad()
 def test_what_a_step_reads_is_checked_in_every_run():
     model = lively(small())
@@ -187,6 +191,7 @@ def test_what_a_step_reads_is_checked_in_every_run():
         assert_same_bits(step.run(), right, "after errors")
 
 
+@on_the_cpu
 def test_only_a_recording_can_be_replayed():
     for wrong in (datetime.datetime_CAPI, None, 3):
         with pytest.raises(TypeError):
@@ -198,19 +203,98 @@ def test_only_a_recording_can_be_replayed():
     recording.C.session_run(begun)  # nothing was recorded
 
 
-@pytest.mark.parametrize("strided", [False, True])
-def test_keys_and_values_go_to_their_slots(strided, generator):
-    k = torch.randn(2, 3, 2, 5, generator=generator)
-    v = torch.randn(2, 3, 2, 5, generator=generator)
-    if strided:
-        k, v = (torch.stack([x, x], dim=2)[:, :, 1] for x in (k, v))
-    caches = torch.zeros(2, 2, 7, 2, 5)
-    slots = torch.tensor([0, 1, 6, 7, 12, 9])
-    recording.C.session_store(k, v, slots, *caches)
-    for cache, x in zip(caches, (k, v), strict=True):
-        expected = torch.zeros(14, 2, 5).index_copy(0, slots, x.reshape(6, 2, 5))
-        assert_same_bits(cache.flatten(0, 1), expected, "cache")
-    with pytest.raises(ValueError, match=r"slots\[2\] is 14"):
-        recording.C.session_store(k, v, torch.tensor([0, 1, 14, 0, 0, 0]), *caches)
-    with pytest.raises(ValueError, match="v must have shape"):
-        recording.C.session_store(k, v[:, :2], slots, *caches)
+class Replay:
+    """In a graph's place: does the work again."""
+
+    def __init__(self, model, work, device):
+        self._work = work
+        self.runs = 0
+        made.append(self)
+
+    def run(self):
+        self.logits = self._work()
+        self.runs += 1
+
+
+made: list[Replay] = []
+
+
+def decoded(model, **options):
+    ids, lengths = tokens(model, 3, 4), torch.tensor([4, 1, 3])
+    options = {"prompt_lengths": lengths, "return_logprobs": True, "seed": 5, "top_k": 9, **options}
+    return model.generate(ids, 12, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.0, "repetition_penalty": 1.3}, {"bad_words": [[3]]}, {"exact": True, "stop_tokens": [3, 7]}],
+)
+@pytest.mark.parametrize("changes", [{}, {"positions": "rope", "head_dim": 6, "norm_type": "rms"}])
+def test_generate_gives_the_same_with_and_without_a_graph(monkeypatch, options, changes):
+    """Up to the graph itself, whose place a call of the work takes here."""
+    model = lively(small(**changes))
+    seed = torch.random.get_rng_state()
+    expected = decoded(model, **options)
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "CapturedStep", Replay)
+    made.clear()
+    torch.random.set_rng_state(seed)
+    captured = decoded(model, **options)
+    assert [replay.runs for replay in made] == [10]
+    for a, b in zip(captured, expected, strict=True):
+        assert_same_bits(a, b, "by a graph")
+
+
+def test_a_failed_capture_is_told_and_does_no_harm(monkeypatch, caplog):
+    model = lively(small())
+    seed = torch.random.get_rng_state()
+    expected = decoded(model)
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "CapturedStep", refuse)
+    torch.random.set_rng_state(seed)
+    assert torch.equal(decoded(model).tokens, expected.tokens)
+    assert [record.getMessage() for record in caplog.records] == ["decoding goes on without a CUDA graph: not today"]
+
+
+def test_a_session_keeps_the_graph_for_calls_like_the_last(monkeypatch):
+    model = lively(small())
+    prompts = [tokens(model, 2, 4) for _ in range(3)]
+    options = {"top_k": 9, "repetition_penalty": 1.3, "return_logprobs": True}
+    calls = [
+        (prompts[0], {"stop_tokens": [3, 8]}, 1),
+        (prompts[1], {"stop_tokens": [3, 8], "seed": 5, "prompt_lengths": torch.tensor([2, 4])}, 1),
+        (prompts[2], {"stop_tokens": [3, 8]}, 1),
+        (prompts[2], {"stop_tokens": [3]}, 2),
+        (prompts[0], {"bad_words": [[7]]}, 3),
+        (prompts[1], {"bad_words": [[2], [3]], "seed": 4}, 3),
+        (prompts[1], {"num_samples": 2}, 4),
+        (prompts[0], {"num_samples": 2}, 5),
+        (prompts[0], {"stream": lambda *_: None}, 6),
+        (prompts[2], {"stop": "b", "tokenizer": Letters()}, 6),
+        (prompts[2], {"top_k": 3, "stream": lambda *_: None}, 7),
+        (prompts[2][:1], {"top_k": 3, "stream": lambda *_: None}, 8),
+    ]
+    expected = [model.generate(ids, 12, **{**options, **others}) for ids, others, _ in calls]
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "CapturedStep", Replay)
+    made.clear()
+    with model.session():
+        results = []
+        for ids, others, captured in calls:
+            results.append(model.generate(ids, 12, **{**options, **others}))
+            assert len(made) == captured, others
+        assert model._session.decoding is not None
+        handle = model.blocks[0].register_forward_hook(lambda *_: None)
+        model.generate(prompts[2][:1], 12, top_k=3, stream=lambda *_: None, repetition_penalty=1.3)
+        handle.remove()
+    assert len(made) == 9  # this place of a graph does not mind hooks
+    for ours, right in zip(results, expected, strict=True):
+        for a, b in zip(ours, right, strict=True):
+            assert_same_bits(a, b, "by a graph that was kept")
+
+
+class Letters:
+    """Token n is the n-th letter."""
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([ord("a") + token])
