@@ -210,17 +210,17 @@ def test_a_graph_goes_with_the_call_that_captured_it(replays, generator):
     model = pygpt.GPT(config, device="cuda")
     ids = torch.randint(61, (2, 6), generator=generator)
     expected = model.generate(ids, 40)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        out = model.generate(ids, 40)
-    torch.cuda.current_stream().wait_stream(side)
-    assert len(replays) == 2 * 38
-    assert torch.equal(out, expected)
-    del out
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before
+    reserved = []
+    for _ in range(3):  # what a first capture on a stream leaves, it leaves once
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            out = model.generate(ids, 40)
+        torch.cuda.current_stream().wait_stream(side)
+        assert torch.equal(out, expected)
+        del out
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert len(replays) == 4 * 38
+    assert reserved[2] <= reserved[1]

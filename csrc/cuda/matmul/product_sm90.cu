@@ -570,7 +570,12 @@ __device__ void consume(const Addresses<Traits>& shared, const Parameters& p, in
     while (tiles.next(tile)) {
         const int m = tile.m + consumer * group_m;
         // What the sums need later is fetched during the products.
-        if (p.copied != Beside::none && thread == 0) beside.start(p.beside, {tile.n, m, tile.part});
+        if (p.copied != Beside::none && thread == 0) {
+            beside.start(p.beside, {tile.n, m, tile.part});
+            for (int n = tile.n + slice_n; n < tile.n + Traits::tile_n; n += slice_n) {
+                ptx::tma_prefetch(p.beside, {n, m, tile.part});
+            }
+        }
         const bool has_bias = !Traits::slopes && p.by_copies && e.bias.data && thread < Traits::tile_n / 2;
         float2 bias{};
         if (has_bias) bias = bias_of_two<typename Traits::Storage>(e.bias, tile.n + 2 * thread, p.N);

@@ -1,11 +1,11 @@
 // Bulk copies between global and shared memory by the copy engine (TMA): one thread starts them.
 //
 // PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy", "cp.async.bulk", "cp.async.bulk.tensor",
-// "cp.reduce.async.bulk", "cp.reduce.async.bulk.tensor", "cp.async.bulk.commit_group", "cp.async.bulk.wait_group",
-// "prefetch"; sm_90. A tensor copy moves a box of a tensor that a map describes (cuda/tensor_map.h): a const
-// __grid_constant__ parameter of the kernel, or part of one. The coordinates of the box's first element come innermost
-// first; what lies outside of the tensor is read as zeros, and not written. The shared memory begins at a multiple of
-// 128 bytes; under the 128-byte swizzle of 1024.
+// "cp.async.bulk.prefetch.tensor", "cp.reduce.async.bulk", "cp.reduce.async.bulk.tensor", "cp.async.bulk.commit_group",
+// "cp.async.bulk.wait_group", "prefetch"; sm_90. A tensor copy moves a box of a tensor that a map describes
+// (cuda/tensor_map.h): a const __grid_constant__ parameter of the kernel, or part of one. The coordinates of the box's
+// first element come innermost first; what lies outside of the tensor is read as zeros, and not written. The shared
+// memory begins at a multiple of 128 bytes; under the 128-byte swizzle of 1024.
 //
 // Loads count their bytes at an mbarrier (mbarrier.cuh). Stores read what was fenced (proxy_fence.cuh) and go into
 // groups of the thread that started them, which it waits for.
@@ -88,6 +88,13 @@ __device__ inline void tma_load_multicast(std::uint32_t to_shared, const CUtenso
             "l"(&map), "r"(barrier), "h"(blocks), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4])
             : "memory");
     }
+}
+
+// cp.async.bulk.prefetch.tensor.3d.L2.global: a box to L2, for a load to come.
+__device__ inline void tma_prefetch(const CUtensorMap& map, const int (&at)[3]) {
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(at[0]),
+                 "r"(at[1]), "r"(at[2])
+                 : "memory");
 }
 
 // cp.async.bulk.tensor.*d.global.shared::cta: a box from shared memory.
