@@ -69,6 +69,7 @@ class Settings:
 QUICK = Settings(rows.Sizes(batch=4, time=1024, head_rows=512), model_time=256, rounds=3, seconds=1.0)
 FULL = Settings(rows.Sizes(batch=4, time=1024, head_rows=4096), model_time=1024, rounds=7, seconds=3.0, compiled=True)
 ON_GPU = Settings(rows.Sizes(batch=16, time=1024, head_rows=4096), model_time=1024, rounds=5, seconds=0.3)
+FAR_BEHIND = 20  # times as slow as the fastest
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ def every_case(settings: Settings) -> Iterator[Case]:
     yield from rows.cases(rows.overhead_row(), rows.overhead_row())
     yield from models.cases(models.SMALL, settings.sizes.batch, settings.model_time)
     if gpu.in_use():
-        for row, small in rows.gpu_rows():
-            yield from rows.cases(row, small)
         for config in (models.SMALL, models.XL):
             yield from models.decode_cases(config)
+        for row, small in rows.gpu_rows():
+            yield from rows.cases(row, small)
 
 
 def measure(case: Case, settings: Settings) -> Result:
@@ -158,15 +159,18 @@ def median_seconds(contenders: dict[str, Call], settings: Settings, recorded: bo
     """The median time of a call of each contender, and over how many rounds."""
     once = {name: timed(call) for name, call in contenders.items()}  # warms up
     once = {name: timed(call) if once[name] < 1 else once[name] for name, call in contenders.items()}
-    measurements = {name: measurement(call, once[name], recorded) for name, call in contenders.items()}
-    rounds = min(25, max(settings.rounds, int(settings.seconds / sum(max(one, 0.01) for one in once.values()))))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    # One that is far behind is not worth the time of rounds.
+    far_behind = {name: [seconds] for name, seconds in once.items() if seconds > FAR_BEHIND * min(once.values())}
+    near = {name: call for name, call in contenders.items() if name not in far_behind}
+    measurements = {name: measurement(call, once[name], recorded) for name, call in near.items()}
+    rounds = min(25, max(settings.rounds, int(settings.seconds / sum(max(once[name], 0.01) for name in near))))
+    samples: dict[str, list[float]] = {name: [] for name in near}
     for number in range(rounds):
-        order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        order = list(near) if number % 2 == 0 else list(reversed(near))
         for name in order:
             time.sleep(0.002)  # the other's threads stop spinning
             samples[name].append(measurements[name]())
-    return {name: statistics.median(values) for name, values in samples.items()}, rounds
+    return {name: statistics.median(values) for name, values in (samples | far_behind).items()}, rounds
 
 
 def measurement(call: Call, once: float, recorded: bool) -> Callable[[], float]:
