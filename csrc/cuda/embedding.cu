@@ -15,6 +15,8 @@
 // are listed: a block goes through all ids for each of them and puts its positions in order, blocks sum the groups, and
 // another adds the groups' sums up, in the same order as if one had done all. At most N / 128 ids are listed; for each
 // of them ids are read again, and for each 64 of its positions a row is written and read in float32.
+#include <algorithm>
+
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/pointer.h"
@@ -75,51 +77,64 @@ __global__ void embedding_backward_count_kernel(const std::int64_t* ids, Count* 
 }
 
 constexpr int scan_threads = 1024;
-constexpr int counts_per_thread = 8;
+constexpr int counts_per_thread = 4;
+constexpr int ids_per_scan = scan_threads * counts_per_thread;  // of a block
 
-// One block: start[v] = Σ_{u < v} counts[u], for v up to V; next = start. Lists the frequent ids, in any order.
+// sums[b] = the counts of the b-th `ids_per_scan` ids, by a block each.
 __global__ void __launch_bounds__(scan_threads)
-    embedding_backward_start_kernel(const Count* counts, Count* start, Count* next, std::int64_t vocabulary,
-                                    Frequent* frequent, Totals* totals) {
+    embedding_backward_sum_kernel(const Count* counts, std::int64_t vocabulary, Count* sums, Totals* totals) {
     __shared__ Count warp_sums[max_warps];
-    if (threadIdx.x == 0) *totals = {};
-    const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = static_cast<int>(threadIdx.x) % warp_lanes;
-    Count before = 0;  // counts of all ids before this tile
-    for (std::int64_t first = 0; first < vocabulary; first += scan_threads * counts_per_thread) {
-        const std::int64_t mine = first + std::int64_t{threadIdx.x} * counts_per_thread;
-        Count count[counts_per_thread], sum = 0;
+    Count sum = 0;
 #pragma unroll
-        for (int i = 0; i < counts_per_thread; ++i) {
-            count[i] = mine + i < vocabulary ? counts[mine + i] : 0;
-            sum += count[i];
-        }
-        Count up_to = sum;  // of the warp's lanes up to this one
-        for (int distance = 1; distance < warp_lanes; distance *= 2) {
-            const Count other = __shfl_up_sync(all_lanes, up_to, static_cast<unsigned>(distance));
-            if (lane >= distance) up_to += other;
-        }
-        __syncthreads();  // the last tile's sums have been read
-        if (lane == warp_lanes - 1) warp_sums[warp] = up_to;
-        __syncthreads();
-        Count place = before + up_to - sum;
-        for (int w = 0; w < max_warps; ++w) {
-            if (w < warp) place += warp_sums[w];
-            before += warp_sums[w];
-        }
-#pragma unroll
-        for (int i = 0; i < counts_per_thread; ++i) {
-            if (mine + i >= vocabulary) break;
-            start[mine + i] = next[mine + i] = place;
-            if (count[i] > threads) {
-                const Count sums = (count[i] + rows_per_sum - 1) / rows_per_sum;
-                frequent[atomicAdd(&totals->ids, Count{1})] = {mine + i, static_cast<std::int64_t>(place),
-                                                               static_cast<std::int64_t>(count[i]),
-                                                               atomicAdd(&totals->sums, sums)};
-            }
-            place += count[i];
-        }
+    for (int i = 0; i < counts_per_thread; ++i) {
+        const std::int64_t id = std::int64_t{blockIdx.x} * ids_per_scan + i * scan_threads + threadIdx.x;
+        if (id < vocabulary) sum += counts[id];
     }
-    if (threadIdx.x == 0) start[vocabulary] = before;
+    sum = reduce_team(sum, warp_sums, Sum{});
+    if (threadIdx.x > 0) return;
+    sums[blockIdx.x] = sum;
+    if (blockIdx.x == 0) *totals = {};
+}
+
+// start[v] = Σ_{u < v} counts[u], for v up to V; next = start; a block owns `ids_per_scan` ids, and adds up the sums of
+// the blocks before it. Lists the frequent ids, in any order.
+__global__ void __launch_bounds__(scan_threads)
+    embedding_backward_start_kernel(const Count* counts, const Count* sums, Count* start, Count* next,
+                                    std::int64_t vocabulary, Frequent* frequent, Totals* totals) {
+    __shared__ Count warp_sums[max_warps], shared[max_warps];
+    const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = static_cast<int>(threadIdx.x) % warp_lanes;
+    const std::int64_t mine = std::int64_t{blockIdx.x} * ids_per_scan + std::int64_t{threadIdx.x} * counts_per_thread;
+    Count count[counts_per_thread], sum = 0;
+#pragma unroll
+    for (int i = 0; i < counts_per_thread; ++i) {
+        count[i] = mine + i < vocabulary ? counts[mine + i] : 0;
+        sum += count[i];
+    }
+    Count place = 0;
+    for (unsigned block = threadIdx.x; block < blockIdx.x; block += scan_threads) place += sums[block];
+    place = reduce_team(place, shared, Sum{});
+    Count up_to = sum;  // of the warp's lanes up to this one
+    for (int distance = 1; distance < warp_lanes; distance *= 2) {
+        const Count other = __shfl_up_sync(all_lanes, up_to, static_cast<unsigned>(distance));
+        if (lane >= distance) up_to += other;
+    }
+    if (lane == warp_lanes - 1) warp_sums[warp] = up_to;
+    __syncthreads();
+    place += up_to - sum;
+    for (int w = 0; w < warp; ++w) place += warp_sums[w];
+#pragma unroll
+    for (int i = 0; i < counts_per_thread; ++i) {
+        if (mine + i >= vocabulary) break;
+        start[mine + i] = next[mine + i] = place;
+        if (count[i] > threads) {
+            const Count groups = (count[i] + rows_per_sum - 1) / rows_per_sum;
+            frequent[atomicAdd(&totals->ids, Count{1})] = {mine + i, static_cast<std::int64_t>(place),
+                                                           static_cast<std::int64_t>(count[i]),
+                                                           atomicAdd(&totals->sums, groups)};
+        }
+        place += count[i];
+        if (mine + i == vocabulary - 1) start[vocabulary] = place;
+    }
 }
 
 __global__ void embedding_backward_place_kernel(const std::int64_t* ids, Count* next, std::int64_t* order,
@@ -297,8 +312,11 @@ void embedding_backward(const embedding::Backward& a) {
     launch(embedding_backward_zero_kernel, {.grid = blocks_of(a.vocabulary), .block = threads}, counts, a.vocabulary);
     launch(embedding_backward_count_kernel, {.grid = blocks_of(a.rows), .block = threads}, ids, counts, a.rows,
            a.vocabulary);
-    launch(embedding_backward_start_kernel, {.grid = 1, .block = scan_threads}, counts, start, next, a.vocabulary,
-           frequent, totals);
+    const Launch scan{.grid = static_cast<unsigned>(std::max<std::int64_t>(1, divide_up(a.vocabulary, ids_per_scan))),
+                      .block = scan_threads};
+    auto* const scan_sums = scratch<Count>(scan.grid.x);
+    launch(embedding_backward_sum_kernel, scan, counts, a.vocabulary, scan_sums, totals);
+    launch(embedding_backward_start_kernel, scan, counts, scan_sums, start, next, a.vocabulary, frequent, totals);
     launch(embedding_backward_place_kernel, {.grid = blocks_of(a.rows), .block = threads}, ids, next, order, a.rows,
            a.vocabulary);
     launch(embedding_backward_order_kernel, {.grid = static_cast<unsigned>(most_ids), .block = scan_threads}, ids,
