@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(scan_threads)
 
 // start[v] = Σ_{u < v} counts[u], for v up to V; next = start; a block owns `ids_per_scan` ids, and adds up the sums of
 // the blocks before it. Lists the frequent ids, in any order.
-__global__ void __launch_bounds__(scan_threads)
+__global__ void __launch_bounds__(scan_threads, 1)
     embedding_backward_start_kernel(const Count* counts, const Count* sums, Count* start, Count* next,
                                     std::int64_t vocabulary, Frequent* frequent, Totals* totals) {
     __shared__ Count warp_sums[max_warps], shared[max_warps];

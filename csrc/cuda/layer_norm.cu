@@ -47,7 +47,7 @@ struct Traits {
 template <class Storage, class Parameter, bool aligned>
 using ForwardTraits = Traits<Storage, Parameter, aligned, 32 / pack_elements<Storage>, 12>;
 template <class Storage, class Parameter, bool aligned>
-using BackwardTraits = Traits<Storage, Parameter, aligned, sizeof(Storage) == 4 ? 3 : 2, 16>;
+using BackwardTraits = Traits<Storage, Parameter, aligned, sizeof(Storage) == 4 ? 3 : 2, 12>;
 
 template <class T>
 struct Forward {
