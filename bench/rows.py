@@ -295,18 +295,18 @@ TOKENS_OF_ATTENTION = 16384  # in a batch, whatever the sequence's length
 
 
 def gpu_rows() -> Iterator[tuple[Row, Row]]:
-    """More rows for a GPU, each with a small one that its errors are measured at."""
+    """More rows for a GPU, for 16-bit dtypes, each with a small one that its errors are measured at."""
     for heads, head_dim in ((16, 64), (16, 128)):
         for causal in (True, False):
             for time in (512, 2048, 8192, 16384):
                 row = attention_row(TOKENS_OF_ATTENTION // time, time, heads, head_dim, causal)
                 rivals = {name: _with_backend(row.theirs, backend) for name, backend in BACKENDS.items()}
-                yield replace(row, dtypes=HALVES, rivals=rivals), attention_row(1, 256, heads, head_dim, causal)
+                yield replace(row, rivals=rivals), attention_row(1, 256, heads, head_dim, causal)
     for sizes in (XL, LARGE):
         small = replace(sizes, batch=1, time=256, head_rows=64)
         for row, at_errors in zip(op_rows(sizes), op_rows(small), strict=True):
             if row.op in ("layer_norm", "linear", "feed_forward", "cross_entropy"):
-                yield replace(row, dtypes=HALVES), at_errors
+                yield row, at_errors
 
 
 BACKENDS = {
