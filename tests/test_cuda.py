@@ -5,6 +5,8 @@ Run with ``pytest -m cuda``, which also runs the op tests on the GPU.
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -219,6 +221,7 @@ def test_a_graph_goes_with_the_call_that_captured_it(replays, generator):
         torch.cuda.current_stream().wait_stream(side)
         assert torch.equal(out, expected)
         del out
+        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved())
