@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_readme_shows_what_was_measured() -> None:
     found = table.MARKED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(found) == 2, "what compare.py and what decode.py measured"
+    assert len(found) == 3, "what compare.py measured on a CPU and on a GPU, and what decode.py did"
     for file, shown in found:
         measured = json.loads((ROOT / file).read_text(encoding="utf-8"))
         assert shown == table.markdown(measured), f"python bench/table.py {file} --readme"
