@@ -63,7 +63,7 @@ constexpr int patch_height = 8;  // tiles
 
 constexpr int slice_n = 64;  // columns that leave at one time
 constexpr int buffer_bytes = group_m * row_bytes;
-constexpr int buffers = 2;  // of a consumer
+constexpr int buffers = 2;  // of a consumer; where something comes by copies the first is for that
 
 // Barriers of warps; 0 is __syncthreads.
 constexpr int consumer_barrier = 1;  // and the next: of a consumer's warps
@@ -304,57 +304,42 @@ __device__ float2 unpacked(std::uint32_t pair) {
     return {to_float(both[0]), to_float(both[1])};
 }
 
-template <class Storage>
-__device__ void add_packed(Slice& x, const Packed& more) {
-#pragma unroll
-    for (int i = 0; i < held; i += 2) {
-        const float2 both = unpacked<Storage>(more[i / 2]);
-        x[i] += both.x;
-        x[i + 1] += both.y;
-    }
-}
+// What happens to a buffer that has been filled.
+enum class Leaves { stored, added, dropped };
 
-template <class Storage>
-__device__ void pack_slice(Packed& to, const Slice& slice) {
-#pragma unroll
-    for (int i = 0; i < held; i += 2) to[i / 2] = ptx::pack_pair<Storage>(slice[i], slice[i + 1]);
-}
-
-// What a consumer writes with: buffers that take turns, and who it is. Where something comes by copies it has the first
-// buffer, and the second is for results.
+// What a consumer writes with: buffers that take turns, and who it is.
 struct Writer {
-    std::uint32_t buffer;  // the first
+    std::uint32_t first;  // buffer
+    int count;            // of buffers: all, or those that copies leave
     int consumer;
     int thread;  // of the consumer's
-    bool in_turns;
-    int turn = 1;
+    int turn = 0;
 
     __device__ void together() const { ptx::barrier_sync(consumer_barrier + consumer, group_threads); }
 
-    // Fills the next buffer by fill(address) and stores it, a box of the map at `at`, or adds it to what is there.
+    // Fills the next buffer by fill(address), for a box of the map at `at`, once the store before has left it.
     template <class Fill>
-    __device__ void store(const CUtensorMap& map, const int (&at)[3], bool adds, Fill&& fill) {
-        const std::uint32_t address = buffer + turn * buffer_bytes;
-        if (in_turns) turn ^= 1;
+    __device__ void store(const CUtensorMap& map, const int (&at)[3], Leaves leaves, Fill&& fill) {
+        const std::uint32_t address = first + turn * buffer_bytes;
+        if (++turn == count) turn = 0;
         if (thread == 0) {
-            if (in_turns) {
+            if (count == buffers) {
                 ptx::tma_wait_read<buffers - 1>();
             } else {
-                ptx::tma_wait_read<0>();
+                ptx::tma_wait_read<buffers - 2>();
             }
         }
         together();
         fill(address);
         ptx::fence_async_shared();
         together();
-        if (thread == 0) {
-            if (adds) {
-                ptx::tma_add(map, at, address);
-            } else {
-                ptx::tma_store(map, at, address);
-            }
-            ptx::tma_commit();
+        if (thread > 0) return;
+        if (leaves == Leaves::added) {
+            ptx::tma_add(map, at, address);
+        } else if (leaves == Leaves::stored) {
+            ptx::tma_store(map, at, address);
         }
+        ptx::tma_commit();
     }
 };
 
@@ -371,7 +356,8 @@ __device__ inline void write_slice(Writer& writer, const Slice& slice, const CUt
     const int row = writer.thread / warp_lanes * 16 + lane / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        writer.store(map, {at[0] + half * slice_n / 2, at[1], at[2]}, adds, [&](std::uint32_t buffer) {
+        const Leaves leaves = adds ? Leaves::added : Leaves::stored;
+        writer.store(map, {at[0] + half * slice_n / 2, at[1], at[2]}, leaves, [&](std::uint32_t buffer) {
             const std::uint32_t first = chunk_address(buffer, row, lane % 4 / 2) + lane % 2 * 8;
 #pragma unroll
             for (int i = 0; i < held / 2; i += 2) {
@@ -381,19 +367,31 @@ __device__ inline void write_slice(Writer& writer, const Slice& slice, const CUt
         });
     }
 }
-__device__ inline void write_slice(Writer& writer, const Packed& slice, const CUtensorMap& map, const int (&at)[3]) {
+
+// Stores a slice of 16-bit numbers, four pairs of a thread's at a time: four(i, pairs) sets those from i on.
+template <class Four>
+__device__ void write_slice(Writer& writer, const CUtensorMap& map, const int (&at)[3], Leaves leaves, Four&& four) {
     const int lane = writer.thread % warp_lanes;
     const int row = writer.thread / warp_lanes * 16 + lane % 16;
-    writer.store(map, at, false, [&](std::uint32_t buffer) {
+    writer.store(map, at, leaves, [&](std::uint32_t buffer) {
         const std::uint32_t first = chunk_address(buffer, row, lane / 16);
 #pragma unroll
         for (int i = 0; i < held / 2; i += 4) {
-            ptx::stmatrix(first ^ i / 4 << 5, {slice[i], slice[i + 1], slice[i + 2], slice[i + 3]});
+            std::uint32_t pairs[4];
+            four(i, pairs);
+            ptx::stmatrix(first ^ i / 4 << 5, pairs);
         }
     });
 }
+template <class Storage>
+__device__ void write_rounded(Writer& writer, const Slice& slice, const CUtensorMap& map, const int (&at)[3]) {
+    write_slice(writer, map, at, Leaves::stored, [&](int i, std::uint32_t (&pairs)[4]) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) pairs[j] = ptx::pack_pair<Storage>(slice[2 * (i + j)], slice[2 * (i + j) + 1]);
+    });
+}
 
-// What came by copies: a slice of (64, 64) in the first buffer.
+// What comes by copies: a slice of (64, 64), in one buffer.
 class Copied {
   public:
     __device__ Copied(std::uint32_t buffer, std::uint32_t landed) : buffer_(buffer), landed_(landed) {}
@@ -404,8 +402,8 @@ class Copied {
         ptx::tma_load(buffer_, map, at, landed_);
     }
 
-    // Waits for it and reads it. Afterwards, and after Writer::together(), the next may be started.
-    __device__ void read(Packed& slice, int thread) {
+    // Waits for it and reads it. After Writer::together() the next may be started.
+    __device__ void read(Packed& to, int thread) {
         ptx::mbarrier_wait(landed_, parity_);
         parity_ ^= 1;
         const int row = thread / warp_lanes * 16 + thread % 16;
@@ -415,7 +413,7 @@ class Copied {
             std::uint32_t four[4];
             ptx::ldmatrix(four, first ^ i / 4 << 5);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) slice[i + j] = four[j];
+            for (int j = 0; j < 4; ++j) to[i + j] = four[j];
         }
         ptx::fence_async_shared();
     }
@@ -444,26 +442,24 @@ __device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, cons
             x[i + 3] += both.y;
         }
     }
-    if (!Traits::slopes && e.pre_activation) {
-        Packed z;
-        pack_slice<Storage>(z, x);
-        write_slice(writer, z, p.pre_activation, at);
-    }
+    if (!Traits::slopes && e.pre_activation) write_rounded<Storage>(writer, x, p.pre_activation, at);
     if constexpr (Traits::activates) {
 #pragma unroll
         for (float& each : x) each = activate<Precision::of_16_bits>(activation, each);
     }
     if constexpr (Traits::slopes) {
+        const Leaves leaves = e.activated ? Leaves::stored : Leaves::dropped;
+        write_slice(writer, p.activated, at, leaves, [&](int i, std::uint32_t (&pairs)[4]) {
 #pragma unroll
-        for (int i = 0; i < held; i += 2) {
-            const float2 both = unpacked<Storage>(copied[i / 2]);
-            const Activated first = activate_with_slope<Precision::of_16_bits>(activation, both.x);
-            const Activated second = activate_with_slope<Precision::of_16_bits>(activation, both.y);
-            x[i] *= first.slope;
-            x[i + 1] *= second.slope;
-            copied[i / 2] = ptx::pack_pair<Storage>(first.value, second.value);
-        }
-        if (e.activated) write_slice(writer, copied, p.activated, at);
+            for (int j = 0; j < 4; ++j) {
+                const float2 both = unpacked<Storage>(copied[i + j]);
+                const Activated first = activate_with_slope<Precision::of_16_bits>(activation, both.x);
+                const Activated second = activate_with_slope<Precision::of_16_bits>(activation, both.y);
+                x[2 * (i + j)] *= first.slope;
+                x[2 * (i + j) + 1] *= second.slope;
+                pairs[j] = ptx::pack_pair<Storage>(first.value, second.value);
+            }
+        });
     } else if (p.copied == Beside::residual) {
 #pragma unroll
         for (int i = 0; i < held; i += 2) {
@@ -475,9 +471,7 @@ __device__ void finish_slice(Writer& writer, Slice& x, const Parameters& p, cons
     if (e.out.float32) {
         write_slice(writer, x, p.out, at, p.adds);
     } else {
-        Packed out;
-        pack_slice<Storage>(out, x);
-        write_slice(writer, out, p.out, at);
+        write_rounded<Storage>(writer, x, p.out, at);
     }
 }
 
@@ -487,12 +481,12 @@ __device__ void finish_by_copies(Writer& writer, Copied& beside, std::uint32_t b
                                  const Parameters& p, const Tile& tile, int m) {
 #pragma unroll
     for (int slice = 0; slice < Traits::slices; ++slice) {
-        Packed copied;
         const int n = tile.n + slice * slice_n;
         if (n >= p.N) break;
         Slice x;
 #pragma unroll
         for (int i = 0; i < held; ++i) x[i] = sums[slice * held + i];
+        Packed copied;
         if (p.copied != Beside::none) {
             beside.read(copied, writer.thread);
             writer.together();
@@ -562,7 +556,8 @@ __device__ float2 bias_of_two(const Either& bias, int n, int N) {
 template <class Traits>
 __device__ void consume(const Addresses<Traits>& shared, const Parameters& p, int consumer, int thread) {
     const Epilogue& e = p.epilogue;
-    Writer writer{shared.buffer(consumer), consumer, thread, p.copied == Beside::none};
+    const int left = p.copied == Beside::none ? buffers : buffers - 1;
+    Writer writer{shared.buffer(consumer) + (buffers - left) * buffer_bytes, left, consumer, thread};
     Copied beside(shared.buffer(consumer), shared.beside(consumer));
     Tiles<Traits> tiles(p);
     Tile tile;
@@ -582,7 +577,7 @@ __device__ void consume(const Addresses<Traits>& shared, const Parameters& p, in
         Sums<Traits> sums;
         multiply<Traits>(sums, shared, place, tile.steps, consumer, p.cluster, thread);
         if (!Traits::slopes && p.by_copies && e.bias.data) {
-            writer.together();  // the last tile's has been read
+            // The last tile's has been read: a barrier stands after it.
             if (has_bias) ptx::store_shared(shared.bias(consumer) + thread * 8, bias.x, bias.y);
             writer.together();
         }
