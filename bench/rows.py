@@ -431,6 +431,7 @@ def _case(row: Row, small: Row, dtype: torch.dtype, backward: Work | None) -> Ca
         work=row.forward + backward if row.forward and backward else row.forward,
         contenders=contenders,
         errors=errors,
+        recorded=row.forward is not None,  # a recording has no way from Python to the kernel
     )
 
 
