@@ -24,7 +24,6 @@ import ctypes
 import dataclasses
 import datetime
 import itertools
-import math
 import platform
 import statistics
 import subprocess
@@ -51,6 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # behind the installed pygpt
 from bench import gpu, models, rows  # noqa: E402
 from bench.case import Call, Case  # noqa: E402
+from bench.plot import plot  # noqa: E402
 
 SHORT_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -315,60 +315,6 @@ def error_text(error: float | None) -> str:
     return "" if error is None else f"{error:.1e}" if error else "0"
 
 
-def plot(results: list[Result], where: dict[str, Any], file: Path) -> None:
-    """How many times as fast as PyTorch eager each case is: bars to the right of 1 are faster, to the left slower."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = {
-        "Ops, forward": [r for r in results if r.op and r.direction == "forward" and r.share],
-        "Ops, forward and backward": [r for r in results if r.op and r.direction != "forward"],
-        "The whole model, GPT-2 124M": [r for r in results if not r.op],
-    }
-    panels = {title: some for title, some in panels.items() if some}
-    names = {title: list(dict.fromkeys(r.name for r in some)) for title, some in panels.items()}
-    colors = {"fp32": "#2a6f97", "bf16": "#f4a259"}
-    longest = max(len(of_panel) for of_panel in names.values())
-    figure, axes = pyplot.subplots(
-        ncols=len(panels), figsize=(1 + 4.2 * len(panels), 1.6 + 0.42 * longest), layout="constrained", squeeze=False
-    )
-    slowest, fastest = (pick(1.0, *(r.ratio for some in panels.values() for r in some)) for pick in (min, max))
-    powers = range(math.floor(math.log2(slowest)), math.ceil(math.log2(fastest)) + 1)
-    for axis, (title, some) in zip(axes[0], panels.items(), strict=True):
-        for result in some:
-            place = names[title].index(result.name) + (-0.19 if result.dtype == "fp32" else 0.19)
-            axis.barh(place, result.ratio - 1, left=1, height=0.36, color=colors[result.dtype], zorder=2)
-            side = 1 if result.ratio >= 1 else -1
-            text = axis.annotate(
-                f"{result.ratio:.2f}", (result.ratio, place), (4 * side, 0), textcoords="offset points"
-            )
-            text.set(va="center_baseline", ha="left" if side > 0 else "right", fontsize=8)
-        axis.set_yticks(range(len(names[title])), names[title])
-        axis.set_ylim(longest - 0.5, -0.5)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks([2.0**power for power in powers], [f"{2.0**power:g}×" for power in powers])
-        axis.minorticks_off()
-        axis.set_xlim(slowest / 1.5, fastest * 1.5)
-        axis.set_xlabel("times as fast as PyTorch eager")
-        axis.axvline(1, color="#444444", linewidth=1, zorder=3)
-        axis.grid(axis="x", color="#dddddd", zorder=0)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0)
-        axis.set_title(title, loc="left", fontweight="bold", fontsize=10)
-    bars = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
-    figure.legend(bars, list(colors), loc="outside upper right", ncols=2, frameon=False)
-    figure.suptitle(
-        f"pygpt beside PyTorch {where['torch']}, GPT-2 small's sizes: {where['processor']}, {where['threads']} threads",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
-    figure.savefig(file, dpi=160)
-    pyplot.close(figure)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", help="an op, 'train step', 'prefill', 'decode', or 'model'")
@@ -424,13 +370,13 @@ def main(argv: list[str] | None = None) -> int:
             progress.update(task, description=f"{case.name}, {SHORT_DTYPES[case.dtype]}, {case.direction}")
             results.append(measure(case, settings))
             progress.advance(task)
+            measured = {**where, "results": [dataclasses.asdict(result) for result in results]}
             if arguments.json:  # at once: an interruption loses nothing
-                data = {**where, "results": [dataclasses.asdict(result) for result in results]}
-                atomic_write_json(arguments.json, data)
+                atomic_write_json(arguments.json, measured)
     console.print(results_table(results))
     console.print(setting_text(where), highlight=False)
     if arguments.plot:
-        plot(results, where, arguments.plot)
+        plot(measured, arguments.plot)
     return 0
 
 

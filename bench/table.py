@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # behind the installed pygpt
 from bench.compare import time_text  # noqa: E402
+from bench.plot import fastest_ratio  # noqa: E402
 from pygpt.cli import Parser  # noqa: E402
 
 COLUMNS = [(dtype, direction) for dtype in ("fp32", "bf16") for direction in ("forward", "forward + backward")]
@@ -59,7 +59,7 @@ def writers(results: list[dict[str, Any]]) -> list[str]:
 
 
 def cell(result: dict[str, Any]) -> str:
-    ratio = min(result["peer_seconds"], *result["rival_seconds"].values(), math.inf) / result["seconds"]
+    ratio = fastest_ratio(result)
     text = f"{ratio:.2f}×"
     return f"{time_text(result['seconds'])}, {f'**{text}**' if ratio >= 1 else text}"
 
