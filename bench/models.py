@@ -17,7 +17,7 @@ from bench.peers import PlainGPT
 from pygpt import GPT, GPTConfig, optim
 
 SMALL, XL = GPTConfig.preset("gpt2"), GPTConfig.preset("gpt2-xl")
-PROMPT, WRITTEN = 16, 32  # tokens of the decode rows
+PROMPT, WRITTEN, LONG = 16, 32, 256  # tokens of the decode rows
 
 
 def cases(config: GPTConfig, batch: int, time: int) -> Iterator[Case]:
@@ -65,16 +65,24 @@ def _cases(config: GPTConfig, dtype: torch.dtype, B: int, T: int) -> list[Case]:
 
 
 def decode_cases(config: GPTConfig) -> Iterator[Case]:
-    """Writing one text in bfloat16 on a GPU: by the kernels for few rows, and with the bits of the forward pass."""
-    for name, exact in (("decode", False), ("decode, exact", True)):
+    """Writing one text in bfloat16 on a GPU: by the kernels for few rows, and with the bits of the forward pass.
+
+    In a session, what a first text has made, a graph of the step among it, serves the next ones.
+    """
+    for name, exact, in_session, written in (
+        ("decode", False, False, WRITTEN),
+        ("decode, exact", True, False, WRITTEN),
+        ("decode in a session", False, True, LONG),
+        ("decode in a session, exact", True, True, LONG),
+    ):
         yield Case(
             op=None,
             name=name,
-            shape=f"{config.num_parameters() / 1e6:.0f}M parameters, 1 × {WRITTEN} tokens",
+            shape=f"{config.num_parameters() / 1e6:.0f}M parameters, 1 × {written} tokens",
             dtype=torch.bfloat16,
             direction="forward",
-            work=_decode_work(config, 1),
-            contenders=lambda compiled, exact=exact: _decode(config, torch.bfloat16, 1, exact),
+            work=_decode_work(config, 1, written),
+            contenders=lambda compiled, how=(written, exact, in_session): _decode(config, torch.bfloat16, 1, *how),
             errors=lambda: _logit_errors(config, torch.bfloat16),
             recorded=False,
         )
@@ -142,13 +150,23 @@ def _prefill(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: bo
     return out
 
 
-def _decode(config: GPTConfig, dtype: torch.dtype, B: int, exact: bool | None = None) -> dict[str, Call]:
+def _decode(
+    config: GPTConfig,
+    dtype: torch.dtype,
+    B: int,
+    written: int = WRITTEN,
+    exact: bool | None = None,
+    in_session: bool = False,
+) -> dict[str, Call]:
     """Greedy tokens after a short prompt, with a key/value cache. Not compiled: its shapes change with each token."""
     ids = _tokens(config, B, PROMPT)
     ours, theirs, _ = _models(config, dtype)
+    session = ours.session() if in_session else contextlib.nullcontext()
+    session.__enter__()
     return {
-        "pygpt": lambda: ours.generate(ids, max_new_tokens=WRITTEN, temperature=0.0, exact=exact),
-        "eager": lambda: theirs.generate(ids, WRITTEN),
+        # Who holds the call holds the session.
+        "pygpt": lambda session=session: ours.generate(ids, max_new_tokens=written, temperature=0.0, exact=exact),
+        "eager": lambda: theirs.generate(ids, written),
     }
 
 
@@ -196,8 +214,8 @@ def _prefill_work(config: GPTConfig, B: int, T: int) -> Work:
     return Work(_forward_operations(config, B, T, B), _block_weights(config) + _head_weights(config))
 
 
-def _decode_work(config: GPTConfig, B: int) -> Work:
+def _decode_work(config: GPTConfig, B: int, written: int = WRITTEN) -> Work:
     """Each token reads every weight, and the keys and values before it."""
     weights = _block_weights(config) + _head_weights(config)
-    cache = 2 * B * config.num_layers * config.embedding_dim * sum(range(PROMPT, PROMPT + WRITTEN))
-    return Work(WRITTEN * 2 * B * weights + 2 * cache, WRITTEN * weights + cache)
+    cache = 2 * B * config.num_layers * config.embedding_dim * sum(range(PROMPT, PROMPT + written))
+    return Work(written * 2 * B * weights + 2 * cache, written * weights + cache)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
 from bench import models
 from bench.peers import PlainGPT
 from pygpt import GPTConfig
+from pygpt.models.transformer import Session
 
 TINY = GPTConfig(vocab_size=101, context_length=64, num_layers=2, num_heads=2, embedding_dim=16)
 
@@ -23,9 +26,25 @@ def test_both_sides_of_a_row_run_and_are_near_float64(case: models.Case) -> None
         call()
 
 
-def test_both_sides_of_decode_write_the_same_tokens() -> None:
-    contenders = models._decode(TINY, torch.float32, 2)
-    assert torch.equal(contenders["pygpt"](), contenders["eager"]())
+@pytest.mark.parametrize("in_session", [False, True])
+def test_both_sides_of_decode_write_the_same_tokens(in_session: bool) -> None:
+    contenders = models._decode(TINY, torch.float32, 2, 40, in_session=in_session)
+    expected = contenders["eager"]()
+    assert expected.shape == (2, models.PROMPT + 40)
+    for _ in range(2):
+        assert torch.equal(contenders["pygpt"](), expected)
+
+
+def test_a_session_lasts_as_long_as_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    monkeypatch.setattr(Session, "close", lambda session: ended.append(session))
+    contenders = models._decode(TINY, torch.float32, 1, in_session=True)
+    contenders["pygpt"]()
+    gc.collect()
+    assert not ended
+    contenders.clear()
+    gc.collect()
+    assert len(ended) == 1
 
 
 def test_both_sides_of_a_train_step_arrive_at_the_same_weights() -> None:
