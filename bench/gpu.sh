@@ -4,6 +4,7 @@
 #   build      pygpt with its CUDA kernels into OUT/venv, which sees the packages (torch) of the Python it is made by
 #   test-OP    the op's tests on the GPU: `pytest -m cuda tests/ops/test_OP.py`
 #   test-cuda  streams, graphs, memory beyond 32-bit indices: `pytest -m cuda tests/test_cuda.py`
+#   wgmma      records what the card's wgmma computes (OUT/wgmma.npz), and compares it with the emulated device's guess
 #   TOOL       memcheck, racecheck, synccheck, initcheck: compute-sanitizer over small cases of the op tests
 #   bench-OP   `bench/compare.py --device cuda --only OP`, and bench-model, the whole model
 #
@@ -12,7 +13,7 @@
 # (nothing runs without the build). At the end OUT/summary.txt has a line for each piece, and the benchmark's tables.
 set -uo pipefail
 if [ $# -lt 1 ]; then
-    sed -n 's/^# \{0,1\}//p' "$0" | sed -n 2,12p
+    sed -n 's/^# \{0,1\}//p' "$0" | sed -n 2,13p
     exit 2
 fi
 mkdir -p "$1"
@@ -56,6 +57,7 @@ piece() {
         test-cuda) tests tests/test_cuda.py ;;
         test-*) tests "tests/ops/test_${1#test-}.py" ;;
         bench-*) compare "${1#bench-}" ;;
+        wgmma) "$python" -P tests/emulator/record.py "$out/wgmma.npz" ;;
         memcheck | racecheck | synccheck | initcheck) sanitizer "$1" ;;
         *) echo "bench/gpu.sh has no piece $1" && return 2 ;;
     esac
@@ -64,7 +66,7 @@ piece() {
 if [ $# -eq 0 ]; then
     set -- build
     for op in $ops; do set -- "$@" "test-$op"; done
-    set -- "$@" test-cuda memcheck racecheck synccheck initcheck
+    set -- "$@" test-cuda wgmma memcheck racecheck synccheck initcheck
     for op in $ops; do set -- "$@" "bench-$op"; done
     set -- "$@" bench-model
 fi

@@ -1,7 +1,6 @@
 """Builds the emulator once for all tests of this folder; skips them where there is no CUDA compiler."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def built():
     """The build folder, up to date."""
-    cmake = Path(sys.executable).parent / "cmake"
-    emulated.build(str(cmake) if cmake.exists() else "cmake")
+    emulated.build()
     return emulated.BUILD
 
 

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -240,9 +241,11 @@ class LoadedModule:
             raise DeviceFault(lib.pygpt_emulator_error().decode())
 
 
-def build(cmake: str) -> None:
+def build() -> None:
     """Build the emulator and its test kernels into build/emulator, if they are not up to date."""
     source = Path(__file__).resolve().parent
+    beside_python = Path(sys.executable).parent / "cmake"
+    cmake = str(beside_python) if beside_python.exists() else "cmake"
     configure = [cmake, "-S", str(source), "-B", str(BUILD), "-G", "Ninja"]
     for command in (configure, [cmake, "--build", str(BUILD)]):
         done = subprocess.run(command, capture_output=True, text=True)

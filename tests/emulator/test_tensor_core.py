@@ -1,5 +1,10 @@
 """mma.sync computes what the cards computed, to the bit: results recorded on A100 and H100 (data/README.md)."""
 
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +13,7 @@ import pytest
 from tests.emulator.ptx import execute
 from tests.emulator.test_matrix import Image, wgmma
 
+ROOT = Path(__file__).resolve().parents[2]
 RECORDED = np.load(Path(__file__).parent / "data" / "recorded.npz")
 ARCH = {"A100": 80, "H100": 90}
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4}
@@ -137,3 +143,22 @@ def test_equal_bits_by_the_emulators_grace_are_found_out(device):
         assert (other_scalar == scalar).all() and (other_scalar != other_mma).any()
         assert (other_wgmma != other_mma).any()
         assert np.abs(other_wgmma - by_mma).max() < 1e-3 * np.abs(by_mma).max()
+
+
+@pytest.mark.skipif(find_spec("pygpt._C_emulated") is None, reason="built without PYGPT_EMULATOR=ON")
+@pytest.mark.parametrize(("arith_seed", "equal"), [(0, True), (1, False)])
+def test_a_card_that_computes_otherwise_would_be_noticed(built, tmp_path, arith_seed, equal):
+    """`record.py`, which waits for a card, on the emulated one, and on one with other arithmetic."""
+    environment = {**os.environ, "PYGPT_EMULATE": "90", "PYGPT_EMULATOR_ARITH_SEED": str(arith_seed)}
+    command = [sys.executable, ROOT / "tests/emulator/record.py", tmp_path / "wgmma.npz"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (0 if equal else 1), done.stderr
+    counts = re.findall(r"(\d+) of 4096 results are not the emulator's", done.stdout)
+    assert len(counts) == 2
+    assert all((int(count) == 0) == equal for count in counts)
+    with np.load(tmp_path / "wgmma.npz") as values:
+        a, b, d = (values[f"bf16_{x}"] for x in "abd")
+        factors = ((x.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for x in (a, b))
+        exact = np.multiply(*factors).sum(1)
+        assert a.shape == b.shape == (4096, 16)
+        assert np.abs(d.view(np.float32) - exact).max() < 1e-5 * np.abs(exact).max()
