@@ -129,8 +129,16 @@ def _choice(op: str, entries: list[tuple[str, str]]) -> tuple[str, str]:
         return forced, dict(entries)[forced] or "forced"
     for place, (name, reason) in enumerate(entries):
         if not reason:
-            return name, "the first of its table" if place == 0 else "; ".join(f"{n}: {r}" for n, r in entries[:place])
-    return "none", "; ".join(f"{name}: {reason}" for name, reason in entries)
+            return name, _reasons(entries[:place]) or "the first of its table"
+    return "none", _reasons(entries)
+
+
+def _reasons(entries: list[tuple[str, str]]) -> str:
+    """Why entries do not run, each reason once."""
+    names: dict[str, list[str]] = {}
+    for name, reason in entries:
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(of_reason)}: {reason}" for reason, of_reason in names.items())
 
 
 def in_use() -> Table:
@@ -149,9 +157,10 @@ def explanation() -> Table:
 
     table = _op_table("Implementations, best first", "op", "implementation", "here")
     for op, entries in C.implementations():
-        chosen, why = _choice(op, entries)
+        chosen, _ = _choice(op, entries)
+        runs = "[green]runs[/green], forced" if C.forced(op) else "[green]runs[/green], the first that can"
         for name, reason in entries:
-            verdict = f"[green]runs[/green]: {why}" if name == chosen else reason or "would run, but is not the first"
+            verdict = reason or (runs if name == chosen else "would run, but is not the first")
             table.add_row(op if name == entries[0][0] else "", name, verdict)
     return table
 

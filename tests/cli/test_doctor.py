@@ -28,7 +28,7 @@ def test_explain_lists_every_implementation_with_its_reason(capsys: pytest.Captu
             assert any(name in line for line in lines)
     start = next(i for i, line in enumerate(lines) if line.startswith("layer_norm"))
     scalar = next(line for line in lines[start:] if "cpu_scalar" in line)
-    assert "runs: forced" in scalar
+    assert "runs, forced" in scalar
 
 
 def test_check_fails_where_a_kernel_is_wrong(
