@@ -19,6 +19,15 @@
 namespace pygpt::bindings {
 namespace {
 
+// {implementation: the options that it leaves to later ones}
+py::dict options_left(const std::string& op) {
+    py::dict out;
+    for (const Op::Entry& entry : Op::find(op).entries()) {
+        if (*entry.leaves) out[entry.name] = entry.leaves;
+    }
+    return out;
+}
+
 // [(op, [(implementation, why it does not run here, or "")])]
 py::list implementations() {
     py::list out;
@@ -70,6 +79,7 @@ PYBIND11_MODULE(PYGPT_MODULE, module) {
     });
     module.attr("__version__") = build_facts::version;
     module.def("implementations", &implementations);
+    module.def("options_left", &options_left, py::arg("op"));
     module.def(
         "force", [](const std::string& op, const std::optional<std::string>& name) { Op::find(op).force(name); },
         py::arg("op"), py::arg("name"));

@@ -14,6 +14,9 @@ namespace {
 using cpu::Isa;
 
 // What Hopper's kernels leave to the others.
+constexpr const char* left_by_hopper =
+    "mask, bias, dropout, a scale that is not positive; backward: head_dim above 128";
+
 template <class Arguments>
 Reason refuses_on_hopper(const Arguments& a) {
     const Problem& p = a.problem;
@@ -37,7 +40,8 @@ Reason refuses_bias(const BiasBackward&) {
 
 const Implementation<Forward> forward_table[] = {
     {"cuda_sm80_decode", cuda::refuses_decode<80>, cuda::attention_decode},
-    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::attention_forward_sm90, refuses_on_hopper<Forward>},
+    {"cuda_sm90", cuda::refuses_all_but_16_bit<90>, cuda::attention_forward_sm90, refuses_on_hopper<Forward>,
+     left_by_hopper},
     {"cuda_sm80", cuda::refuses<80>, cuda::attention_forward},
     {"cpu_avx512_bf16", cpu::refuses<Isa::avx512_bf16>, cpu::attention_forward<Isa::avx512_bf16>},
     {"cpu_avx512", cpu::refuses<Isa::avx512>, cpu::attention_forward<Isa::avx512>},

@@ -37,6 +37,8 @@ struct Implementation {
     void (*run)(const Arguments&);
     // What it looks at beyond the operands; null: nothing.
     Reason (*refuses_options)(const Arguments&) = nullptr;
+    // In a forward table: which options it so leaves to later entries, backward ones included, in words.
+    const char* leaves = "";
 };
 
 // An op's name, its entries, what is forced and what ran last: one per op, for both directions.
@@ -45,12 +47,13 @@ class Op {
     struct Entry {
         const char* name;
         Reason (*refuses)(const Operands&);
+        const char* leaves;
     };
 
     // `table` is the forward table; the backward's has entries of the same names.
     template <class Arguments, std::size_t count>
     Op(const char* name, const Implementation<Arguments> (&table)[count]) : name_(name) {
-        for (const auto& entry : table) entries_.push_back({entry.name, entry.refuses});
+        for (const auto& entry : table) entries_.push_back({entry.name, entry.refuses, entry.leaves});
         add(this);
     }
 

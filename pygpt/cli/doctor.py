@@ -159,8 +159,11 @@ def explanation() -> Table:
     for op, entries in C.implementations():
         chosen, _ = _choice(op, entries)
         runs = "[green]runs[/green], forced" if C.forced(op) else "[green]runs[/green], the first that can"
+        left = C.options_left(op)
         for name, reason in entries:
             verdict = reason or (runs if name == chosen else "would run, but is not the first")
+            if name in left:
+                verdict += f"; leaves to the next: {left[name]}"
             table.add_row(op if name == entries[0][0] else "", name, verdict)
     return table
 

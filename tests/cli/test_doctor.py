@@ -27,6 +27,8 @@ def test_explain_lists_every_implementation_with_its_reason(capsys: pytest.Captu
         for name, _ in entries:
             assert any(name in line for line in lines)
     start = next(i for i, line in enumerate(lines) if line.startswith("layer_norm"))
+    hopper = next(i for i, line in enumerate(lines) if "cuda_sm90" in line)
+    assert "leaves to the next: mask, bias, dropout" in " ".join(" ".join(lines[hopper : hopper + 4]).split())
     scalar = next(line for line in lines[start:] if "cpu_scalar" in line)
     assert "runs, forced" in scalar
 
