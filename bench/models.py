@@ -130,7 +130,10 @@ def _training(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: b
 
     ours, theirs, _ = _models(config, torch.float32)
     plain = torch.optim.AdamW(theirs.parameters(), fused=True, capturable=gpu.in_use())
-    out = {"pygpt": step(ours.loss, optim.AdamW(ours.parameters())), "eager": step(theirs.loss, plain)}
+    out = {
+        "pygpt": step(ours.loss, optim.AdamW(ours.parameters(), capturable=gpu.in_use())),
+        "eager": step(theirs.loss, plain),
+    }
     if compiled:
         out["compiled"] = step(torch.compile(theirs.loss), plain)
     return out

@@ -145,6 +145,57 @@ def test_a_model_trains_and_writes_as_on_the_cpu():
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)
 
 
+def test_a_whole_training_step_is_captured_and_counted():
+    """A graph of it takes the steps that calls take: their number and the learning rate are read with every replay."""
+    config = pygpt.GPTConfig(101, 32, 2, 2, 64)
+    torch.manual_seed(2)
+    start = pygpt.GPT(config, device="cuda")
+    tokens = torch.randint(101, (4, 33), device="cuda")
+    rates = [1e-3 * 0.8**number for number in range(8)]
+
+    def training(captured):
+        model = pygpt.GPT(config, device="cuda")
+        model.load_state_dict(start.state_dict())
+        rate = torch.tensor(rates[0], device="cuda")
+        optimizer = pygpt.optim.AdamW(model.parameters(), lr=rate, capturable=True)
+
+        def step():
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run, losses, graph, static = step, [], torch.cuda.CUDAGraph(), []
+        for number, value in enumerate(rates):
+            rate.fill_(value)
+            if captured and number == 3:  # the first ones make the optimiser's state
+                with torch.cuda.graph(graph):
+                    static.append(step())
+
+                def run():
+                    graph.replay()
+                    return static[0]
+
+            losses.append(float(run()))
+        assert {float(state["step"]) for state in optimizer.state.values()} == {float(len(rates))}
+        return losses, [parameter.detach().clone() for parameter in model.parameters()]
+
+    (losses, parameters), (of_graph, parameters_of_graph) = training(False), training(True)
+    assert losses == of_graph
+    for a, b in zip(parameters, parameters_of_graph, strict=True):
+        assert_same_bits(a, b, "after eight steps")
+
+
+def test_a_captured_step_asks_for_capturable():
+    param = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    param.grad = torch.ones_like(param)
+    optimizer = pygpt.optim.AdamW([param])
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="needs capturable=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
+
+
 @pytest.fixture
 def replays(monkeypatch):
     """Counts the replays of graphs."""

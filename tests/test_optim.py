@@ -209,6 +209,41 @@ def test_states_and_gradients_that_do_not_fit():
         pygpt.optim.AdamW([param]).step()
 
 
+def test_capturable_steps_follow_torchs(generator):
+    """Their number and the learning rate are tensors, which are read when the kernel runs."""
+    ours = parameters(generator)
+    exact = twin(ours)
+    grads = random_grads(generator, ours, 6)
+    theirs = twin(ours)
+    _, exact_grads = in_float64(ours, grads)
+    exact = [torch.nn.Parameter(param.detach().double()) for param in exact]
+    rate = torch.tensor(1e-2)
+    capturable = pygpt.optim.AdamW(ours, **{**OPTIONS, "lr": rate}, capturable=True)
+    others = [torch.optim.AdamW(params, **OPTIONS) for params in (theirs, exact)]
+    for number in range(6):
+        rate.fill_(1e-2 * 0.5**number)
+        for other in others:
+            other.param_groups[0]["lr"] = 1e-2 * 0.5**number
+        take_steps(capturable, ours, grads[number : number + 1])
+        take_steps(others[0], theirs, grads[number : number + 1])
+        take_steps(others[1], exact, exact_grads[number : number + 1])
+    assert_accurate(flat(ours), flat(exact), flat(theirs), "after 6 steps")
+    assert float(capturable.state[ours[0]]["step"]) == 6
+
+    saved = copy.deepcopy(capturable.state_dict())
+    del saved["param_groups"][0]["capturable"]  # as if from before it was an option
+    after = pygpt.optim.AdamW(ours, **OPTIONS)
+    after.load_state_dict(saved)
+    assert not after.param_groups[0]["capturable"]
+    take_steps(after, ours, grads[:1])
+    assert float(after.state[ours[0]]["step"]) == 7
+
+
+def test_a_learning_rate_that_is_a_tensor_asks_for_capturable():
+    with pytest.raises(ValueError, match="lr must be a number, but is a tensor, which capturable=True allows"):
+        pygpt.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(1e-3))
+
+
 def test_steps_are_counted_on_the_cpu(generator):
     """Where reading them waits for no device: whatever the default device is, and torch's fused optimiser had."""
     params = parameters(generator)
@@ -217,7 +252,6 @@ def test_steps_are_counted_on_the_cpu(generator):
     with torch.device("meta"):
         take_steps(optimizer, params, grads)
     saved = copy.deepcopy(optimizer.state_dict())
-    saved["param_groups"][0]["capturable"] = True
     for state in saved["state"].values():
         state["step"] = state["step"].double()
     optimizer.load_state_dict(saved)

@@ -10,7 +10,7 @@ namespace pygpt::bindings {
 namespace {
 
 void step(const py::list& params, const py::list& grads, const py::list& exp_avgs, const py::list& exp_avg_sqs,
-          const py::list& masters, const std::vector<double>& steps, double lr, double beta1, double beta2, double eps,
+          const py::list& masters, const py::list& steps, py::handle lr, double beta1, double beta2, double eps,
           double weight_decay, py::handle grad_scale) {
     Call call;
     const std::size_t count = params.size();
@@ -20,14 +20,16 @@ void step(const py::list& params, const py::list& grads, const py::list& exp_avg
                               count, ", ", grads.size(), ", ", exp_avgs.size(), ", ", exp_avg_sqs.size(), ", ",
                               masters.size(), " and ", steps.size()));
     }
+    const bool number = py::isinstance<py::float_>(lr) || py::isinstance<py::int_>(lr);
     adamw::Step arguments{
         .parameters = {},
-        .lr = lr,
+        .lr = number ? lr.cast<double>() : 0,
         .beta1 = beta1,
         .beta2 = beta2,
         .eps = eps,
         .weight_decay = weight_decay,
         .grad_scale = call.optional_input(grad_scale, "grad_scale"),
+        .rate = number ? std::nullopt : std::optional(call.input(lr, "lr")),
     };
     arguments.parameters.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
@@ -37,7 +39,8 @@ void step(const py::list& params, const py::list& grads, const py::list& exp_avg
             .exp_avg = call.output(exp_avgs[i], "exp_avg"),
             .exp_avg_sq = call.output(exp_avg_sqs[i], "exp_avg_sq"),
             .master = call.optional_output(masters[i], "master"),
-            .step = steps[i],
+            .step = number ? steps[i].cast<double>() : 0,
+            .counted = number ? std::nullopt : std::optional(call.input(steps[i], "step")),
         });
     }
     call.run([&] { adamw::step(arguments); });

@@ -23,18 +23,36 @@ struct Item {
     const void* grad;
     float *exp_avg, *exp_avg_sq, *master;
     std::int64_t elements, first_run;
-    float lr, root;  // divided by, and one over the root of, their moments' biases
+    float lr, root;     // divided by, and one over the root of, their moments' biases
+    const float* step;  // instead
     bool aligned;
 };
 static_assert(Runs<Item>::capacity >= 48);
 
-// The formula's factors that all parameters have in common, worked out in double.
+// The formula's factors that all parameters have in common, worked out in double; and, for steps that are counted on
+// the device, what their own factors are made of.
 struct Factors {
     float keep1, keep2, take1, take2, decay, eps;
+    const float* rate;
+    float weight_decay, log_beta1, log_beta2;
+};
+
+// Those that depend on the step and the learning rate.
+struct StepFactors {
+    float lr, root, decay;
+
+    __device__ StepFactors(const Item& p, const Factors& f) : lr(p.lr), root(p.root), decay(f.decay) {
+        if (!p.step) return;
+        const float rate = *f.rate, step = *p.step;
+        lr = rate / -expm1f(step * f.log_beta1);
+        root = 1 / sqrtf(-expm1f(step * f.log_beta2));
+        decay = fmaf(-rate, f.weight_decay, 1.0f);
+    }
 };
 
 template <class Storage, bool aligned>
 __device__ void update(const Item& p, std::int64_t first, float grad_scale, const Factors& f) {
+    const StepFactors at(p, f);
     auto* param = static_cast<Storage*>(p.param);
     const auto* grad = static_cast<const Storage*>(p.grad);
     const std::int64_t end = first + elements_per_run < p.elements ? first + elements_per_run : p.elements;
@@ -49,8 +67,8 @@ __device__ void update(const Item& p, std::int64_t first, float grad_scale, cons
             const float scaled = g.value[j] * grad_scale;
             mean.value[j] = fmaf(f.take1, scaled, __fmul_rn(f.keep1, mean.value[j]));
             variance.value[j] = fmaf(f.take2 * scaled, scaled, __fmul_rn(f.keep2, variance.value[j]));
-            const float change = p.lr * mean.value[j] / fmaf(sqrtf(variance.value[j]), p.root, f.eps);
-            value.value[j] = __fmul_rn(value.value[j], f.decay) - change;
+            const float change = at.lr * mean.value[j] / fmaf(sqrtf(variance.value[j]), at.root, f.eps);
+            value.value[j] = __fmul_rn(value.value[j], at.decay) - change;
         }
         store<aligned>(p.exp_avg + i, mean, left);
         store<aligned>(p.exp_avg_sq + i, variance, left);
@@ -84,6 +102,7 @@ Item item_of(const adamw::Step& a, const adamw::Parameter& p) {
         .first_run = 0,
         .lr = static_cast<float>(a.lr / (1 - std::pow(a.beta1, p.step))),
         .root = static_cast<float>(1 / std::sqrt(1 - std::pow(a.beta2, p.step))),
+        .step = pointer<float>(p.counted),
         .aligned = in_packs(vector, size,
                             {p.param.data, p.grad.data, p.exp_avg.data, p.exp_avg_sq.data, pointer<void>(p.master)}),
     };
@@ -99,6 +118,10 @@ void adamw_step(const adamw::Step& a) {
         .take2 = static_cast<float>(1 - a.beta2),
         .decay = static_cast<float>(1 - a.lr * a.weight_decay),
         .eps = static_cast<float>(a.eps),
+        .rate = pointer<float>(a.rate),
+        .weight_decay = static_cast<float>(a.weight_decay),
+        .log_beta1 = static_cast<float>(std::log(a.beta1)),
+        .log_beta2 = static_cast<float>(std::log(a.beta2)),
     };
     for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
         with_storage(dtype, [&](auto storage) {

@@ -18,6 +18,12 @@ const Implementation<Step> table[] = {
 };
 Op op("adamw", table);
 
+void scalar(const check::Named& argument, const char* what, const Device& device) {
+    check::dtype_is(argument, DType::float32, what);
+    check::shape_is(argument, {}, "one number");
+    check::on_device(argument, device, "where the params are");
+}
+
 void beside_param(const check::Named& argument, const TensorView& param, DType dtype, const char* because) {
     if (!same_shape(argument.tensor, param)) {
         throw ValueError(text(argument.name, " must have the shape of its param, ", shape_text(param), ", but has ",
@@ -40,7 +46,23 @@ void check_parameter(const Parameter& p, const Device& device) {
         check::dtype_in({"param with a master", p.param}, {DType::bfloat16, DType::float16});
         beside_param({"master", *p.master}, p.param, DType::float32, "a master copy");
     }
-    if (!(p.step >= 1)) throw ValueError(text("step must be at least 1, but is ", p.step));
+    if (p.counted) {
+        scalar({"step", *p.counted}, "a number of steps", device);
+    } else if (!(p.step >= 1)) {
+        throw ValueError(text("step must be at least 1, but is ", p.step));
+    }
+}
+
+// On the CPU what is counted is known.
+Step with_known_numbers(Step a) {
+    const auto known = [](const TensorView& tensor) { return double{*static_cast<const float*>(tensor.data)}; };
+    a.lr = known(*a.rate);
+    a.rate.reset();
+    for (Parameter& p : a.parameters) {
+        p.step = known(*p.counted);
+        p.counted.reset();
+    }
+    return a;
 }
 
 }  // namespace
@@ -58,10 +80,15 @@ void step(const Step& a) {
             operands.dtype = parameter.param.dtype;
         }
     }
-    if (a.grad_scale) {
-        check::dtype_is({"grad_scale", *a.grad_scale}, DType::float32, "a factor");
-        check::shape_is({"grad_scale", *a.grad_scale}, {}, "one factor");
-        check::on_device({"grad_scale", *a.grad_scale}, operands.device, "where the params are");
+    if (a.grad_scale) scalar({"grad_scale", *a.grad_scale}, "a factor", operands.device);
+    if (a.rate) scalar({"lr", *a.rate}, "a learning rate", operands.device);
+    for (const Parameter& parameter : a.parameters) {
+        if (parameter.counted.has_value() == a.rate.has_value()) continue;
+        throw ValueError("steps and lr must all be tensors, or all numbers");
+    }
+    if (a.rate && operands.device.type == DeviceType::cpu) {
+        step(with_known_numbers(a));
+        return;
     }
     op.run(table, operands, a);
 }

@@ -19,16 +19,18 @@ namespace pygpt::adamw {
 // Contiguous tensors of one shape and device.
 struct Parameter {
     TensorView param;
-    TensorView grad;                   // param's dtype
-    TensorView exp_avg, exp_avg_sq;    // float32, float64 for float64
-    std::optional<TensorView> master;  // float32, for a param of 16 bits
-    double step;                       // from 1
+    TensorView grad;                    // param's dtype
+    TensorView exp_avg, exp_avg_sq;     // float32, float64 for float64
+    std::optional<TensorView> master;   // float32, for a param of 16 bits
+    double step;                        // from 1
+    std::optional<TensorView> counted;  // (), float32: the step instead, which a kernel reads when it runs
 };
 
 struct Step {
     std::vector<Parameter> parameters;
     double lr, beta1, beta2, eps, weight_decay;
     std::optional<TensorView> grad_scale;  // (), float32: the clipping coefficient
+    std::optional<TensorView> rate;        // (), float32: lr instead, if and only if all steps are counted
 };
 
 void step(const Step& arguments);

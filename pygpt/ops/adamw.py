@@ -16,9 +16,9 @@ def adamw(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     masters: Sequence[Tensor | None],
-    steps: Sequence[float],
+    steps: Sequence[float] | Sequence[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
@@ -40,8 +40,9 @@ def adamw(
         exp_avg_sqs: like ``exp_avgs``.
         masters: for each parameter None, or for one of 16 bits its float32 copy: that is what moves, and the parameter
             becomes it, rounded.
-        steps: for each parameter how many steps it has taken, this one included.
-        lr: learning rate.
+        steps: for each parameter how many steps it has taken, this one included. Numbers, or, as the learning rate then
+            is too, single float32 beside the parameter, which a CUDA graph reads anew with every replay.
+        lr: learning rate: a number, or a single float32.
         betas: how much of the mean gradient and of the mean squared gradient the step keeps; each in [0, 1).
         eps: added to the root of the mean squared gradient; at least 0.
         weight_decay: the share of the parameter that a step of learning rate 1 would take away.

@@ -79,6 +79,22 @@ def test_a_step_matches_the_reference(implementation, shapes, step, lr, weight_d
             assert_same_bits(after, grad, "the gradient stays")
 
 
+def test_numbers_that_are_tensors_are_read_when_the_kernel_runs(implementation, generator):
+    """The same step, to the rounding of its factors."""
+    options = {**OPTIONS, "lr": 2.0**-7}
+    for dtype in dtypes_of(implementation):
+        for step in (1, 7, 100_000):
+            state = random_state(generator, [(700,), (3, 5)], dtype)
+            params, grads, means, variances = ([tensor.clone() for tensor in tensors] for tensors in state)
+            ops.adamw(*state, [None] * 2, [float(step)] * 2, **options)
+            counted, of_tensors = [torch.tensor(float(step))] * 2, {**options, "lr": torch.tensor(options["lr"])}
+            ops.adamw(params, grads, means, variances, [None] * 2, counted, **of_tensors)
+            for ours, other in ((params, state[0]), (means, state[2]), (variances, state[3])):
+                for a, b in zip(ours, other, strict=True):
+                    few_ulps = 4 * torch.finfo(a.dtype).eps
+                    torch.testing.assert_close(a, b, rtol=few_ulps, atol=1e-6 * few_ulps)
+
+
 def test_a_master_copy_collects_small_changes(implementation, generator):
     param = normal(generator, 300, dtype=torch.bfloat16)
     master, grad = param.float(), torch.ones_like(param)
