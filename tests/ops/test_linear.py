@@ -372,6 +372,15 @@ def test_autocast(generator):
         assert run(x.double(), weight.double(), bias.double()).dtype == torch.float64
 
 
+@on_the_cpu
+@pytest.mark.parametrize("inputs", [113, 250, 700])
+def test_small_products_after_a_large_one_are_not_lost(implementation, inputs):
+    x, weight = torch.full((1, inputs), 2.0**-25), torch.ones(1, inputs)  # each less than half a unit in 1's last place
+    x[0, 0] = 1
+    lost = 1 + (inputs - 1) * 2.0**-25 - ops.linear(x, weight).double().item()
+    assert 0 <= lost <= (32 if inputs <= 256 else 128) * 2.0**-25 + torch.finfo(torch.float32).eps
+
+
 def test_nan_stays_in_its_row(implementation, generator):
     for dtype in dtypes_of(implementation):
         x, weight = normal(generator, 20, 9, dtype=dtype), normal(generator, 33, 9, dtype=dtype)
