@@ -73,6 +73,11 @@ struct GradientRows {
         };
         for (std::int64_t row = 0; row < count; ++row) {
             const std::int64_t from = first_row + row;
+            if (row + rows_ahead < count) {
+                for (const TensorView* tensor : {&a.problem.q, &a.grad_out, &a.out}) {
+                    prefetch_row(head.row_of(*tensor, from + rows_ahead), D);
+                }
+            }
             pack(a.problem.q, row, q + row * stride);
             pack(a.grad_out, row, grad_out + row * stride);
             pack(a.out, row, out);
@@ -83,14 +88,11 @@ struct GradientRows {
             keys[row] = head.keys(from);
         }
         if constexpr (pairs) {
-            for (std::int64_t row = 0; row < count; row += 2) {
-                const auto pair = [&](const TensorView& tensor, T* to) {
-                    const Storage* last = row + 1 < count ? head.row_of(tensor, first_row + row + 1) : nullptr;
-                    pair_rows(head.row_of(tensor, first_row + row), last, D, to + row / 2 * width, width);
-                };
-                pair(a.problem.q, q_over_rows);
-                pair(a.grad_out, grad_out_over_rows);
-            }
+            const auto pair = [&](const TensorView& tensor, T* to) {
+                pair_rows(count, [&](std::int64_t row) { return head.row_of(tensor, first_row + row); }, D, to, width);
+            };
+            pair(a.problem.q, q_over_rows);
+            pair(a.grad_out, grad_out_over_rows);
         }
     }
 
@@ -183,6 +185,7 @@ void backward_head(const attention::Backward& a, const Scores<Storage>& scores, 
             pack_key_factors(head, p.k, base, seen, sums.k, width);
         }
         for (std::int64_t row = 0; row < rows && !seen.empty(); row += row_tile) {
+            prefetch_keys(head, base + key_tile, all.end, row / row_tile, ceil_div(rows, row_tile));
             const std::int64_t end = std::min(row + row_tile, rows);
             const Span tile_span = whole_vectors<V>(in_tile(unite(tile.keys + row, end - row), base));
             if (tile_span.empty()) continue;

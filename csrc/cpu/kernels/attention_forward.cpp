@@ -22,6 +22,9 @@ namespace {
 constexpr std::int64_t largest_block = 8 * row_tile;  // of rows: half of them take a tenth longer, to pack keys
 constexpr std::int64_t tasks_per_thread = 4;
 
+template <class Number>
+constexpr std::int64_t group_lanes = ceil_div(group_rows, Vec<Number>::lanes) * Vec<Number>::lanes;
+
 // A block's memory in the cache.
 template <class Storage>
 struct Block {
@@ -38,7 +41,7 @@ struct Block {
     Number* out;         // (rows, width)
     Number* maximum;     // (rows,) in units of log 2
     Number* sum;         // (rows, lanes)
-    Number* rescale;     // (group_rows,)
+    Number* rescale;     // (group_rows,) in whole vectors
     Span* keys;          // (rows,)
 
     Block(Divider& memory, std::int64_t rows, std::int64_t D)
@@ -52,7 +55,7 @@ struct Block {
           out(memory.take<Number>(rows * width)),
           maximum(memory.take<Number>(rows)),
           sum(memory.take<Number>(rows * Vec<Number>::lanes)),
-          rescale(memory.take<Number>(group_rows)),
+          rescale(memory.take<Number>(group_lanes<Number>)),
           keys(memory.take<Span>(rows)) {}
 
     void load_query(const Storage* from, std::int64_t row, std::int64_t D) const {
@@ -79,6 +82,7 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
     const Block<Storage> block(memory, rows, D);
 
     for (std::int64_t row = 0; row < rows; ++row) {
+        if (row + rows_ahead < rows) prefetch_row(head.row_of(p.q, first_row + row + rows_ahead), D);
         block.load_query(head.row_of(p.q, first_row + row), row, D);
         block.keys[row] = head.keys(first_row + row);
     }
@@ -93,24 +97,37 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
         pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
         pack_key_factors(head, p.v, base, in_tile(all, base), block.v, block.width);
         for (std::int64_t row = 0; row < rows; row += group_rows) {
+            prefetch_keys(head, base + key_tile, all.end, row / group_rows, ceil_div(rows, group_rows));
             const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
             block.multiply_keys(row, group, span);
+            // Step by step for all rows of the group: the rows' chains of dependent instructions run side by side.
+            V most[group_rows];
+            for (std::int64_t r = 0; r < group; ++r) {
+                most[r] = scores.finish(head, first_row + row + r, block.keys[row + r], base, span,
+                                        block.scores + r * key_tile, nullptr);
+            }
+            Number from[group_rows];
+            Number grown[group_lanes<Number>] = {};
+            for (std::int64_t r = 0; r < group; ++r) {
+                const Number before = block.maximum[row + r];
+                const Number now = std::max(before, reduce_max(most[r]));
+                from[r] = now == -infinity<Number> ? Number(0) : now;
+                grown[r] = before - from[r];
+                block.maximum[row + r] = now;
+            }
+            for (std::int64_t r = 0; r < group_lanes<Number>; r += V::lanes)
+                exp2(V::load(grown + r)).store(block.rescale + r);
             for (std::int64_t r = 0; r < group; ++r) {
                 Number* x = block.scores + r * key_tile;
-                const V most = scores.finish(head, first_row + row + r, block.keys[row + r], base, span, x, nullptr);
-                const Number before = block.maximum[row + r];
-                const Number now = std::max(before, reduce_max(most));
-                const Number from = now == -infinity<Number> ? Number(0) : now;
-                block.maximum[row + r] = now;
-                block.rescale[r] = first_lane(exp2(V::broadcast(before - from)));
+                const V shift = V::broadcast(from[r]);
                 V sum = V::load(block.sum + (row + r) * V::lanes) * V::broadcast(block.rescale[r]);
-                for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-                    const V weight = exp2(V::load(x + j) - V::broadcast(from));
+                each_vector_of<V>(span, [&](std::int64_t j) {
+                    const V weight = exp2(V::load(x + j) - shift);
                     weight.store(x + j);
                     sum = sum + weight;
-                }
+                });
                 sum.store(block.sum + (row + r) * V::lanes);
                 if (scores.drops()) {
                     Number factors[key_tile];
@@ -156,6 +173,7 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
     const Block<Storage> block(memory, rows, D);
 
     for (std::int64_t row = 0; row < rows; ++row) {
+        if (row + rows_ahead < rows) prefetch_row(head.row_of(p.q, first_row + row + rows_ahead), D);
         block.load_query(head.row_of(p.q, first_row + row), row, D);
         block.keys[row] = head.keys(first_row + row);
         Storage* out = head.template row_of_transposed<Storage>(a.weights, first_row + row);

@@ -273,6 +273,27 @@ struct Head {
     }
 };
 
+// Fetches a row that will be read soon. Rows of one head lie far apart, so the processor does not foresee them.
+template <class Storage>
+void prefetch_row(const Storage* row, std::int64_t width) {
+    for (std::int64_t i = 0; i < width; i += line_bytes / static_cast<std::int64_t>(sizeof(Storage))) {
+        __builtin_prefetch(row + i);
+    }
+}
+constexpr std::int64_t rows_ahead = 8;  // where rows are read one after the other
+
+// Part `index` of `parts` of the keys from `base` in one key tile, of k and v: between the parts something is computed.
+template <class Storage>
+void prefetch_keys(const Head<Storage>& head, std::int64_t base, std::int64_t end, std::int64_t index,
+                   std::int64_t parts) {
+    const std::int64_t count = ceil_div(key_tile, parts);
+    const std::int64_t first = base + index * count;
+    for (std::int64_t key = first; key < std::min({first + count, base + key_tile, end}); ++key) {
+        prefetch_row(head.key_of(head.p.k, key), head.p.D);
+        prefetch_row(head.key_of(head.p.v, key), head.p.D);
+    }
+}
+
 inline Span unite(Span a, Span b) {
     if (a.empty()) return b;
     if (b.empty()) return a;
@@ -296,6 +317,17 @@ template <class V>
 Span whole_vectors(Span span) {
     if (span.empty()) return {0, 0};
     return {span.begin / V::lanes * V::lanes, ceil_div(span.end, V::lanes) * V::lanes};
+}
+
+// f(j) for the vectors of a span of whole ones: unrolled where it is all of a tile, as most are.
+template <class V, class F>
+[[gnu::always_inline]] inline void each_vector_of(Span span, const F& f) {
+    if (span.size() == key_tile) {
+#pragma GCC unroll 4
+        for (std::int64_t j = 0; j < key_tile; j += V::lanes) f(j);
+    } else {
+        for (std::int64_t j = span.begin; j < span.end; j += V::lanes) f(j);
+    }
 }
 
 // out[(row, width)] = the values, zeros after them up to `stride`
@@ -359,48 +391,68 @@ inline Vec<float> load_factors(const bfloat16* row, std::int64_t width, std::int
 inline void store_factors(Vec<float> factors, Bfloat16Pair* out, std::int64_t count) {
     factors.store(reinterpret_cast<float*>(out), count);
 }
-// out[i] = (first[i], last[i]), zeros for a row that is null and past `width`
-inline void pair_rows(const bfloat16* first, const bfloat16* last, std::int64_t width, Bfloat16Pair* out,
-                      std::int64_t stride) {
-    for (std::int64_t i = 0; i < stride; i += 16) {
-        const std::int64_t count = std::clamp<std::int64_t>(width - i, 0, 16);
-        const auto present = static_cast<__mmask16>((1u << count) - 1);
-        const auto load = [&](const bfloat16* row) {
-            if (!row) return _mm512_setzero_si512();
-            return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(present, row + i));
-        };
-        _mm512_storeu_si512(out + i, _mm512_or_si512(load(first), _mm512_slli_epi32(load(last), 16)));
+// out[(pair, i)] = elements i of the rows 2·pair and 2·pair + 1 of `count`, zeros for a row that is null and past
+// `width`. Several rows are loaded before any store: a load waits for a store that came shortly before it, if both lie
+// at the same place of a page.
+template <class RowOf>
+void pair_rows(std::int64_t count, const RowOf& row_of, std::int64_t width, Bfloat16Pair* out, std::int64_t stride) {
+    constexpr std::int64_t pairs = 8;
+    for (std::int64_t first = 0; first < count; first += 2 * pairs) {
+        const bfloat16* rows[2 * pairs];
+        for (std::int64_t r = 0; r < 2 * pairs; ++r) rows[r] = first + r < count ? row_of(first + r) : nullptr;
+        for (std::int64_t i = 0; i < stride; i += 16) {
+            const std::int64_t columns = std::clamp<std::int64_t>(width - i, 0, 16);
+            const auto present = static_cast<__mmask16>((1u << columns) - 1);
+            const auto load = [&](const bfloat16* row) {
+                return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(row ? present : __mmask16(0), row + i));
+            };
+            __m512i both[pairs];
+#pragma GCC unroll 8
+            for (std::int64_t pair = 0; pair < pairs; ++pair) {
+                both[pair] = _mm512_or_si512(load(rows[2 * pair]), _mm512_slli_epi32(load(rows[2 * pair + 1]), 16));
+            }
+            for (std::int64_t pair = 0; pair < std::min(pairs, (count - first + 1) / 2); ++pair) {
+                _mm512_storeu_si512(out + (first / 2 + pair) * stride + i, both[pair]);
+            }
+        }
     }
 }
 inline void pack_key_factors(const Head<bfloat16>& head, const TensorView& tensor, std::int64_t base, Span seen,
                              Bfloat16Pair* out, std::int64_t stride) {
-    const auto row = [&](std::int64_t key) {
+    const Span packed = whole_vectors<Vec<float>>(seen);
+    const auto row = [&](std::int64_t i) {
+        const std::int64_t key = packed.begin + i;
         return key >= seen.begin && key < seen.end ? head.key_of(tensor, base + key) : nullptr;
     };
-    const Span packed = whole_vectors<Vec<float>>(seen);
-    for (std::int64_t key = packed.begin; key < packed.end; key += 2) {
-        pair_rows(row(key), row(key + 1), head.p.D, out + key / 2 * stride, stride);
-    }
+    pair_rows(packed.size(), row, head.p.D, out + packed.begin / 2 * stride, stride);
+}
+// Two vectors rounded, those of `first` in the lower half. Denormal numbers become zero, which they are to the product.
+inline __m512i rounded_halves(const float* first, const float* last) {
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(last), _mm512_loadu_ps(first)));
 }
 template <class Storage>
 const Bfloat16Pair* over_keys(const float* rows, std::int64_t count, Span span, Bfloat16Pair* room) {
     for (std::int64_t row = 0; row < count; ++row) {
         const float* from = rows + row * key_tile;
         auto* to = reinterpret_cast<bfloat16*>(room + row * key_tile);
-        for (std::int64_t j = span.begin; j < span.end; j += 16) Vec<float>::load(from + j).store(to + j);
+        // Whole pairs of vectors: what lies beside the span in the tile is not read by the product.
+        for (std::int64_t j = span.begin / 32 * 32; j < span.end; j += 32) {
+            _mm512_storeu_si512(to + j, rounded_halves(from + j, from + j + 16));
+        }
     }
     return room;
 }
 template <class Storage>
 const Bfloat16Pair* over_rows(const float* tile, Span rows, Span span, Bfloat16Pair* room) {
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    alignas(64) static constexpr float zeros[16] = {};
     for (std::int64_t row = rows.begin; row < rows.end; row += 2) {
         const float* from = tile + row * key_tile;
         Bfloat16Pair* to = room + row / 2 * key_tile;
         for (std::int64_t j = span.begin; j < span.end; j += 16) {
-            const Vec<float> last = row + 1 < rows.end ? Vec<float>::load(from + key_tile + j) : Vec<float>::zero();
-            const __m512i first_bits = _mm512_cvtepu16_epi32(Vec<float>::load(from + j).narrow());
-            const __m512i last_bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(last.narrow()), 16);
-            _mm512_storeu_si512(to + j, _mm512_or_si512(first_bits, last_bits));
+            const float* last = row + 1 < rows.end ? from + key_tile + j : zeros;
+            _mm512_storeu_si512(to + j, _mm512_permutexvar_epi16(pairs, rounded_halves(from + j, last)));
         }
     }
     return room;
@@ -471,11 +523,11 @@ class Scores {
         const Span seen = in_tile(keys, base);
         if (!p_.softcap && !p_.bias && !p_.mask && seen.begin <= span.begin && seen.end >= span.end) {
             const V scale = V::broadcast(scale_log2_);
-            for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+            each_vector_of<V>(span, [&](std::int64_t j) {
                 const V x = V::load(scores + j) * scale;
                 x.store(scores + j);
                 most = max(most, x);
-            }
+            });
             return most;
         }
         const V hidden = V::broadcast(-infinity<Number>);
