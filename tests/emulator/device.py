@@ -84,6 +84,7 @@ def _library() -> ctypes.CDLL:
         ctypes.c_uint,
         ctypes.POINTER(ctypes.c_void_p),
         ctypes.c_uint,
+        ctypes.c_int,
     ]
     return lib
 
@@ -202,6 +203,7 @@ class LoadedModule:
         mapped: Sequence[np.ndarray] = (),
         shared: int = 0,
         extents: dict[int, int] | None = None,
+        early: bool = False,
     ) -> None:
         """Run a kernel to its end.
 
@@ -211,6 +213,7 @@ class LoadedModule:
             mapped: arrays that tensor maps among the arguments point to.
             shared: bytes of dynamic shared memory.
             extents: by argument, how many bytes of an array are device memory, if not all.
+            early: it may begin before the launch before it has ended: programmatic dependent launch.
         Raises: DeviceFault with the report.
         """
         lib = self._device.apply()
@@ -233,7 +236,9 @@ class LoadedModule:
         pointers = (ctypes.c_void_p * max(1, len(values)))(*[ctypes.addressof(v) for v in values])
         dims = (ctypes.c_uint * 9)(*_three(grid), *_three(block), *_three(cluster))
         try:
-            failed = lib.pygpt_emulator_launch(self._handle, kernel.encode(), dims, shared, pointers, len(values))
+            failed = lib.pygpt_emulator_launch(
+                self._handle, kernel.encode(), dims, shared, pointers, len(values), int(early)
+            )
         finally:
             for address in registered:
                 lib.pygpt_emulator_unregister(address)

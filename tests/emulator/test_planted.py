@@ -142,6 +142,43 @@ def test_every_check_is_switched_off_alone():
     assert {p.off[0] for p in PLANTED if len(p.off) == 1} == set(CHECKS)
 
 
+FOR_WHICH = r"the launch before, leader\S*, at .*planted_sm90.cu:\d+.* for which griddepcontrol.wait has not waited"
+
+
+@pytest.mark.parametrize(
+    "kernel, follows, words",
+    [
+        ("reads_early", "out", f"race: reads global byte .*, written by {FOR_WHICH}"),
+        ("writes_early", "in", f"race: writes global byte .* while {FOR_WHICH} may still read it"),
+        ("never_waits", "nothing", "has no griddepcontrol.wait: nothing orders what follows after that one"),
+    ],
+)
+@pytest.mark.parametrize("lets_next_begin", [True, False])
+def test_a_launch_that_begins_early_waits_for_the_one_before(device, built, kernel, follows, words, lets_next_begin):
+    """Before it touches what that one writes; and before it writes what that one reads, if that lets it begin."""
+    leader = "leader" if lets_next_begin else "leader_that_lets_nobody_begin"
+
+    def report(wrong, early=True, **settings):
+        module = device(arch=90, **settings).load(built / "planted_sm90.sm_90.ptx")
+        x, middle, out = np.zeros(128, np.float32), np.zeros(128, np.float32), np.zeros(128, np.float32)
+        module.launch(leader, args=[middle, x], readonly=[x])
+        target = x if follows == "in" else out
+        try:
+            module.launch(kernel, args=[target, middle, np.int32(wrong)], readonly=[middle], early=early)
+        except DeviceFault as fault:
+            return str(fault)
+        assert target.any()
+        return None
+
+    missed = follows == "in" and not lets_next_begin
+    for seed in range(1, 6):
+        assert report(False, seed=seed) is None
+        assert report(True, early=False, seed=seed) is None
+        found = report(True, seed=seed)
+        assert found is None if missed else re.search(words, found), found
+    assert report(True, check_global=0) is None
+
+
 def test_blocks_beyond_the_resident_ones_cannot_be_waited_for(device, built):
     """40 KiB a block and 4 multiprocessors hold 16 blocks: a grid barrier of 16 works, one of 17 never ends."""
     module = device(arch=80, stall_limit=2_000_000).load(built / "planted.sm_80.ptx")

@@ -102,6 +102,33 @@ def test_random_matrices_in_every_place(device):
         assert (got == a.astype(np.float64) @ b + c).all()
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "tf32"])
+def test_results_scale_with_their_factors(device, dtype):
+    """Moderate exponents are computed in vectors, others one result at a time: a power of two changes nothing else."""
+    rng = np.random.default_rng(7)
+    k = 16 if dtype == "bf16" else 8
+
+    def spread(*shape):
+        return rng.normal(size=shape) * 2.0 ** rng.integers(-12, 13, shape)
+
+    def run(arch, a, b, c):
+        return mma(device(arch=arch), arch, *(to_bits(x, dtype) for x in (a, b)), c, dtype, dtype).view(np.float32)
+
+    kept = np.uint32(0xFFFF0000 if dtype == "bf16" else 0xFFFFE000)
+    a, b = ((spread(40, *s).astype(np.float32).view(np.uint32) & kept).view(np.float32) for s in ((16, k), (k, 8)))
+    a[rng.random(a.shape) < 0.1] = 0
+    c = spread(40, 16, 8).astype(np.float32)
+    c[rng.random(c.shape) < 0.2] = 0
+    tiny = np.where(rng.random(a.shape) < 0.3, np.ldexp(a, -100), a)
+    for arch in (80, 90):
+        for x, powers in ((a, ((-50, 20), (60, -55), (-70, 0), (-65, -36))), (tiny, ((60, -55), (50, -20)))):
+            plain = run(arch, x, b, c)
+            assert np.isfinite(plain).all()
+            for of_a, of_b in powers:
+                scaled = run(arch, np.ldexp(x, of_a), np.ldexp(b, of_b), np.ldexp(c, of_a + of_b))
+                assert (np.ldexp(scaled, -of_a - of_b) == plain).all(), (arch, of_a, of_b)
+
+
 def products_three_ways(device, arith_seed):
     """One 64 x 8 x 16 product of bf16 numbers: by wgmma, by mma.sync, by a chain of fused multiply-adds."""
     rng = np.random.default_rng(11)

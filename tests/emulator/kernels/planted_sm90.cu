@@ -299,6 +299,33 @@ KERNEL cluster_barrier_twice(float* out, const float*, int wrong) {
     out[threadIdx.x + blockIdx.x * 128] = 1;
 }
 
+// ---- Launches that begin before the one before has ended (programmatic dependent launch)
+__device__ void wait_for_launch() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+KERNEL leader(float* out, const float* in) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    out[threadIdx.x] = in[threadIdx.x] + 1;
+}
+KERNEL leader_that_lets_nobody_begin(float* out, const float* in) {
+    out[threadIdx.x] = in[threadIdx.x] + 1;
+}
+// One warp waits for all, since barriers pass on what it knows.
+KERNEL reads_early(float* out, const float* in, int wrong) {
+    if (threadIdx.x < 32) wait_for_launch();
+    if (!wrong) __syncthreads();
+    out[threadIdx.x] = in[threadIdx.x];
+}
+KERNEL writes_early(float* out, const float*, int wrong) {
+    if (!wrong) wait_for_launch();
+    out[threadIdx.x] = 3;
+    if (wrong) wait_for_launch();
+}
+KERNEL never_waits(float* out, const float*, int wrong) {
+    if (!wrong) wait_for_launch();
+    out[threadIdx.x] = 3;
+}
+
 // Dynamic shared memory is declared with 16-byte alignment, and a swizzled or tensor destination needs more.
 KERNEL dynamic_alignment(float* out, const float* in, int wrong) {
     extern __shared__ __align__(16) char dynamic[];

@@ -136,7 +136,8 @@ const TensorMap& tensor_map(Warp& w, u64 address, Space space) {
     return map;
 }
 
-// Calls f(offset in the box, global address, inside the tensor) for every run of elements along the first dimension.
+// Calls f(offset in the box, global address, bytes, inside the tensor) for runs of elements along the first dimension,
+// of at most 16 bytes, which no swizzle tears apart.
 template <class F>
 void for_rows_of_box(const TensorMap& map, const i32* corner, F f) {
     u32 rows = 1;
@@ -151,10 +152,16 @@ void for_rows_of_box(const TensorMap& map, const i32* corner, F f) {
             row_inside &= x >= 0 && x < static_cast<i64>(map.extent[d]);
             base += static_cast<u64>(x) * map.stride_bytes[d - 1];
         }
-        for (u32 i = 0; i < map.box[0]; ++i) {
+        const auto is_inside = [&](i64 x) { return row_inside && x >= 0 && x < static_cast<i64>(map.extent[0]); };
+        const u32 most = map.element_stride[0] == 1 ? 16u / map.element_bytes : 1;
+        u32 count = 1;
+        for (u32 i = 0; i < map.box[0]; i += count) {
             const i64 x = static_cast<i64>(corner[0]) + static_cast<i64>(i) * map.element_stride[0];
-            const bool inside = row_inside && x >= 0 && x < static_cast<i64>(map.extent[0]);
-            f((row * map.box[0] + i) * map.element_bytes, base + static_cast<u64>(x) * map.element_bytes, inside);
+            const bool inside = is_inside(x);
+            count = 1;
+            while ((i + count) % most != 0 && i + count < map.box[0] && is_inside(x + count) == inside) ++count;
+            f((row * map.box[0] + i) * map.element_bytes, base + static_cast<u64>(x) * map.element_bytes,
+              count * map.element_bytes, inside);
         }
     }
 }
@@ -207,13 +214,13 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
             data.assign(map.box_bytes(), 0);
             swizzle = map.swizzle;
             check_aligned(w, offset, 128, "tensor copy destination");
-            for_rows_of_box(map, corner, [&](u32 at, u64 from, bool inside) {
+            for_rows_of_box(map, corner, [&](u32 at, u64 from, u32 bytes, bool inside) {
                 if (!inside) {
-                    if (map.fill_nan) std::memset(&data[at], 0xff, map.element_bytes);
+                    if (map.fill_nan) std::memset(&data[at], 0xff, bytes);
                     return;
                 }
-                std::memcpy(&data[at], global_pointer(w, from, map.element_bytes, false), map.element_bytes);
-                global_read(w, reader, from, map.element_bytes);
+                std::memcpy(&data[at], global_pointer(w, from, bytes, false), bytes);
+                global_read(w, reader, from, bytes);
             });
         } else {
             const u32 bytes = w.reg32(in.operands[2].slot)[lane];
@@ -318,8 +325,8 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
             shared_read(w, reader, *block, offset, bytes);
             static constexpr Type types[] = {Type::none, Type::f16, Type::f32, Type::f64, Type::bf16};
             const Type type = map.float_type ? types[map.float_type] : map.element_bytes == 8 ? Type::u64 : Type::u32;
-            for_rows_of_box(map, corner, [&](u32 at, u64 to, bool inside) {
-                if (inside) store(to, swizzled(offset + at, map.swizzle), map.element_bytes, type);
+            for_rows_of_box(map, corner, [&](u32 at, u64 to, u32 run, bool inside) {
+                if (inside) store(to, swizzled(offset + at, map.swizzle), run, type);
             });
         } else {
             const u32 bytes = w.reg32(in.operands[2].slot)[lane];

@@ -60,6 +60,7 @@ PYGPT_EMULATOR_API void* pygpt_emulator_load(const char* ptx) {
     return module;
 }
 PYGPT_EMULATOR_API void pygpt_emulator_unload(void* module) {
+    forget_last_launch();
     delete static_cast<Module*>(module);
 }
 
@@ -83,9 +84,10 @@ PYGPT_EMULATOR_API const char* pygpt_emulator_synchronisation(void* module, cons
     return keep(text);
 }
 
-// `dims`: grid, block, cluster, three each. `arguments`: one pointer a parameter.
+// `dims`: grid, block, cluster, three each. `arguments`: one pointer a parameter. `early`: see launch.h.
 PYGPT_EMULATOR_API int pygpt_emulator_launch(void* module, const char* name, const unsigned* dims,
-                                             unsigned dynamic_shared, const void* const* arguments, unsigned count) {
+                                             unsigned dynamic_shared, const void* const* arguments, unsigned count,
+                                             int early) {
     return guarded([&] {
         refresh_tools();
         Kernel& k = link_kernel(*static_cast<Module*>(module), name);
@@ -96,7 +98,7 @@ PYGPT_EMULATOR_API int pygpt_emulator_launch(void* module, const char* name, con
         for (unsigned i = 0; i < count; ++i)
             std::memcpy(params.data() + k.params[i].offset, arguments[i], k.params[i].size);
         const auto dim = [&](int i) { return Dim{dims[i], dims[i + 1], dims[i + 2]}; };
-        launch(k, dim(0), dim(3), dim(6), params, dynamic_shared);
+        launch(k, dim(0), dim(3), dim(6), params, dynamic_shared, early != 0);
     });
 }
 

@@ -23,6 +23,14 @@ Flow execute_trap(Warp& w, const Instruction&, LaneMask) {
 }
 // .aligned: all lanes of the warp come to it. count: registers of a thread. What a kernel starts with is not known from
 // PTX, but what its warps ask for together must fit into the multiprocessor.
+// griddepcontrol.wait: what the launch before did is done, and seen ("griddepcontrol"). Every launch has ended before
+// the next begins here, so there is nothing to wait for but the knowledge.
+Flow execute_wait_for_launch(Warp& w, const Instruction&, LaneMask) {
+    w.clock.others[kLaunchBefore] = {1};
+    grid_of(w).waited = true;
+    return Flow::next;
+}
+
 Flow execute_setmaxnreg(Warp& w, const Instruction& in, LaneMask lanes) {
     if (lanes != w.live) return Flow::wait;
     constexpr u32 kRegisters = 65536;
@@ -179,9 +187,15 @@ void bind_setmaxnreg(Binder& b) {
     b.run(execute_setmaxnreg, Class::move);
 }
 
+void bind_griddepcontrol(Binder& b) {
+    if (b.has("wait")) return b.run(execute_wait_for_launch, Class::barrier);
+    b.ignore({"launch_dependents"});
+    b.run(execute_nothing, Class::move);
+}
+
 void bind_nothing(Binder& b) {  // hints, waits for time to pass
-    b.ignore({"global", "L1", "L2", "uni", "u32", "wait", "launch_dependents", "tensormap", "const", "param",
-              "L2::128B", "L2::evict_last", "L2::evict_normal", "L1::evict_last"});
+    b.ignore({"global", "L1", "L2", "uni", "u32", "tensormap", "const", "param", "L2::128B", "L2::evict_last",
+              "L2::evict_normal", "L1::evict_last"});
     b.run(execute_nothing, Class::move);
 }
 

@@ -102,7 +102,7 @@ Bind bind_of(const std::string& opcode) {
         {"prefetch", bind_nothing},
         {"prefetchu", bind_nothing},
         {"setmaxnreg", bind_setmaxnreg},
-        {"griddepcontrol", bind_nothing},
+        {"griddepcontrol", bind_griddepcontrol},
         {"pmevent", bind_nothing},
     };
     const auto found = table.find(opcode);

@@ -88,6 +88,7 @@ void bind_exit(Binder&);
 void bind_trap(Binder&);
 void bind_call(Binder&);
 void bind_setmaxnreg(Binder&);
+void bind_griddepcontrol(Binder&);
 void bind_nothing(Binder&);
 
 }  // namespace emulator

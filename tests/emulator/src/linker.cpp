@@ -19,6 +19,12 @@ u64 align_up(u64 x, u64 to) {
 
 }  // namespace
 
+// Of this kernel, for mutation (options.h); 0: none.
+int line_to_drop(const std::string& kernel) {
+    const Options& o = options();
+    return o.drop_kernel.empty() || o.drop_kernel == kernel ? o.drop_line : 0;
+}
+
 class Linker {
   public:
     Linker(Module& module, Kernel& kernel) : module_(module), kernel_(kernel) {}
@@ -77,7 +83,8 @@ class Linker {
 
 // The functions that `name` reaches, callees after callers. A path that comes back to itself is recursion.
 void Linker::collect(const std::string& name, std::vector<std::string>& path) {
-    const Function& f = module_.functions.at(name);
+    Function& f = module_.functions.at(name);
+    parse_body(module_, f);
     if (std::find(path.begin(), path.end(), name) != path.end())
         throw ProgramError(demangled(name) + " calls itself: recursion is not emulated");
     if (std::find(order_.begin(), order_.end(), &f) != order_.end()) return;
@@ -228,14 +235,17 @@ void Linker::link(const std::string& name) {
             bind(binder);
             binder.finish();
             if (in.opcode == "ret" && f->is_kernel) in.execute = execute_exit;
-            const Options& o = options();
-            if (o.drop_line && in.line == o.drop_line && (o.drop_kernel.empty() || o.drop_kernel == kernel_.name) &&
-                is_synchronising(in))
+            if (in.line == line_to_drop(kernel_.name) && is_synchronising(in))
                 in.execute = in.predicate_dst >= 0 ? execute_set_predicate : execute_nothing;
         }
     }
 
-    for (std::size_t i = 0; i < kernel_.code.size(); ++i) kernel_.code[i].index = static_cast<u32>(i);
+    for (std::size_t i = 0; i < kernel_.code.size(); ++i) {
+        const Instruction& in = kernel_.code[i];
+        kernel_.code[i].index = static_cast<u32>(i);
+        kernel_.lets_next_begin |=
+            in.opcode == "griddepcontrol" && in.modifiers == std::vector<std::string>{"launch_dependents"};
+    }
     find_wgmma_registers(kernel_);
     kernel_.initial_registers.assign(kernel_.register_bytes, 0);
     for (const auto& [key, slot] : constants_)
@@ -246,7 +256,7 @@ void Linker::link(const std::string& name) {
 }
 
 Kernel& link_kernel(Module& module, const std::string& name) {
-    auto& slot = module.kernels[name];
+    auto& slot = module.kernels[{name, line_to_drop(name)}];
     if (slot) return *slot;
     const auto f = module.functions.find(name);
     if (f == module.functions.end() || !f->second.is_kernel) throw ProgramError("the module has no kernel " + name);
@@ -283,6 +293,7 @@ bool is_synchronising(const Instruction& in) {
     if (in.opcode == "bar" || in.opcode == "barrier" || in.opcode == "fence" || in.opcode == "membar") return true;
     if (in.opcode == "mbarrier") return has("arrive") || has("try_wait") || has("test_wait");
     if (in.opcode == "cp") return has("wait_group") || has("wait_all") || (has("mbarrier") && has("arrive"));
+    if (in.opcode == "griddepcontrol") return has("wait");
     return in.opcode == "wgmma" && (has("wait_group") || has("fence"));
 }
 

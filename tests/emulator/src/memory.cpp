@@ -285,6 +285,7 @@ Flow execute_load(Warp& w, const Instruction& in, LaneMask lanes) {
     const u32 element_bytes = in.count, bytes = element_bytes * static_cast<u32>(elements.size());
     const Order order = static_cast<Order>(in.flags);
     if (grid_of(w).counters.on) count_access(w, in, address, lanes, bytes);
+    const bool signs = is_signed(in.type);
     int before = -1;  // the lane before, if it has read global memory
     for_lanes(lanes, [&](int lane) {
         const u64 at = w.address(address, lane);
@@ -300,10 +301,23 @@ Flow execute_load(Warp& w, const Instruction& in, LaneMask lanes) {
         const LaneAccess a = access(w, lane, at, in.space, bytes, false, order != Order::weak);
         before = a.space == Space::global ? lane : -1;
         const u8* p = a.pointer;
+        if (element_bytes == 4) {
+            for (const Operand& e : elements) {
+                u32 x;
+                std::memcpy(&x, p, 4);
+                p += 4;
+                if (e.wide)
+                    w.reg64(e.slot)[lane] = signs ? static_cast<u64>(static_cast<i64>(static_cast<i32>(x))) : x;
+                else
+                    w.reg32(e.slot)[lane] = x;
+            }
+            if (a.space == Space::global) order_read(w, at, order);
+            return;
+        }
         for (const Operand& e : elements) {
             u64 x = 0;
             std::memcpy(&x, p, element_bytes);
-            if (is_signed(in.type)) {
+            if (signs) {
                 const u32 shift = 64 - 8 * element_bytes;
                 x = static_cast<u64>(static_cast<i64>(x << shift) >> shift);
             }
@@ -330,6 +344,17 @@ Flow execute_store(Warp& w, const Instruction& in, LaneMask lanes) {
         const LaneAccess a = access(w, lane, at, in.space, bytes, true, order != Order::weak);
         if (a.space == Space::global) order_write(w, at, order);
         u8* p = a.pointer;
+        if (element_bytes == 4) {
+            for (const Operand& e : elements) {
+                const u32 x = e.wide ? static_cast<u32>(w.reg64(e.slot)[lane]) : w.reg32(e.slot)[lane];
+                u32 old;
+                std::memcpy(&old, p, 4);
+                changed |= old != x;
+                std::memcpy(p, &x, 4);
+                p += 4;
+            }
+            return;
+        }
         for (const Operand& e : elements) {
             const void* from = e.wide ? static_cast<void*>(w.reg64(e.slot) + lane) : w.reg32(e.slot) + lane;
             changed |= std::memcmp(p, from, element_bytes) != 0;

@@ -12,6 +12,7 @@ namespace {
 struct Token {
     std::string text;
     int line;
+    std::size_t body_begin = 0, body_end = 0;  // of the { of a body that was passed over
 };
 
 [[noreturn]] void fail(const std::string& what, int line) {
@@ -19,15 +20,14 @@ struct Token {
 }
 
 // Words hold letters, digits and _ $ % . and "::" (as in "shared::cta"); strings keep their quotes; all else is one
-// character a token. Comments vanish.
-std::vector<Token> tokenize(const std::string& text) {
+// character a token. Comments vanish. A module has many functions, and few of them run: at its level the text between
+// braces is passed over, but for what a variable holds.
+std::vector<Token> tokenize(const std::string& text, std::size_t i, std::size_t end, int line, bool passes_bodies) {
     const auto is_word = [](char c) {
         return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.';
     };
     std::vector<Token> tokens;
-    int line = 1;
-    std::size_t i = 0;
-    const std::size_t end = text.size();
+    int depth = 0;  // of braces in what is passed over
     while (i < end) {
         const char c = text[i];
         if (c == '\n') {
@@ -41,8 +41,18 @@ std::vector<Token> tokenize(const std::string& text) {
             i += 2;
         } else if (c == '"') {
             const std::size_t close = std::min(text.find('"', i + 1), end - 1);
-            tokens.push_back({text.substr(i, close - i + 1), line});
+            if (depth == 0) tokens.push_back({text.substr(i, close - i + 1), line});
             i = close + 1;
+        } else if (depth > 0) {
+            depth += c == '{';
+            depth -= c == '}';
+            ++i;
+            if (depth > 0) continue;
+            tokens.back().body_end = i;
+            tokens.push_back({"}", line});
+        } else if (passes_bodies && c == '{' && (tokens.empty() || tokens.back().text != "=")) {
+            tokens.push_back({"{", line, ++i});
+            depth = 1;
         } else if (is_word(c)) {
             std::size_t stop = i;
             while (stop < end) {
@@ -96,6 +106,7 @@ class Parser {
   public:
     Parser(Module& module, std::vector<Token> tokens) : module_(module), tokens_(std::move(tokens)) {}
     void parse();
+    void body(Function& f);
 
   private:
     // ---- tokens
@@ -330,13 +341,15 @@ void Parser::function(bool is_kernel) {
         module_.functions.try_emplace(f.name, f);
         return;
     }
-    expect("{");
+    if (current() != "{") fail("expected { after the head of " + f.name, line());
+    const Token& brace = tokens_[at_];
+    f.body_begin = brace.body_begin, f.body_end = brace.body_end, f.body_line = brace.line;
+    skip_braces();
+    module_.functions[f.name] = std::move(f);
+}
+
+void Parser::body(Function& f) {
     function_ = &f;
-    scopes_.clear();
-    labels_.clear();
-    branches_.clear();
-    scopes_seen_ = 0;
-    source_ = {};
     block();
     for (const Branch& b : branches_) {
         Instruction& in = f.code[b.instruction];
@@ -353,15 +366,13 @@ void Parser::function(bool is_kernel) {
     end.line = f.code.empty() ? 0 : f.code.back().line;
     f.code.push_back(end);
     // A function's own parameters live in its frame: nobody calls it twice at a time (the linker refuses recursion).
-    if (!is_kernel)
+    if (!f.is_kernel)
         for (auto* list : {&f.params, &f.returns})
             for (Parameter& p : *list) {
                 f.frame_bytes = static_cast<u32>(align_up(f.frame_bytes, std::max(p.align, 16u)));
                 p.offset = f.frame_bytes;
                 f.frame_bytes += p.size;
             }
-    function_ = nullptr;
-    module_.functions[f.name] = std::move(f);
 }
 
 void Parser::block() {
@@ -554,8 +565,16 @@ Operand Parser::operand() {
 std::unique_ptr<Module> parse_module(const std::string& text) {
     auto module = std::make_unique<Module>();
     module->text = text;
-    Parser(*module, tokenize(text)).parse();
+    Parser(*module, tokenize(text, 0, text.size(), 1, true)).parse();
     return module;
+}
+
+void parse_body(Module& module, Function& f) {
+    if (f.is_parsed || f.is_declaration) return;
+    Function whole = f;
+    Parser(module, tokenize(module.text, f.body_begin, f.body_end, f.body_line, false)).body(whole);
+    whole.is_parsed = true;
+    f = std::move(whole);
 }
 
 }  // namespace emulator

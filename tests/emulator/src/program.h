@@ -165,6 +165,10 @@ struct Function {
     std::vector<Instruction> code;
     u32 cluster[3] = {0, 0, 0};  // .reqnctapercluster
     u32 max_threads = 0;         // .maxntid
+    // Where its body stands in the module's text, after the { and with the }; read by parse_body.
+    std::size_t body_begin = 0, body_end = 0;
+    int body_line = 0;
+    bool is_parsed = false;
 };
 
 enum class Special : u8 {
@@ -230,6 +234,7 @@ struct Kernel {
     u32 shared_static = 0, shared_dynamic_base = 0, shared_dynamic_align = 1;
     u32 cluster[3] = {0, 0, 0};
     u32 max_threads = 0;
+    bool lets_next_begin = false;  // has a griddepcontrol.launch_dependents
 };
 
 struct Module {
@@ -239,10 +244,12 @@ struct Module {
     std::map<int, std::string> files;
     std::map<std::string, Variable> variables;
     std::map<std::string, Function> functions;
-    std::map<std::string, std::unique_ptr<Kernel>> kernels;  // those linked so far
+    // Those linked so far; and without which synchronising instruction, by its line, if not 0.
+    std::map<std::pair<std::string, int>, std::unique_ptr<Kernel>> kernels;
 };
 
-std::unique_ptr<Module> parse_module(const std::string& text);
+std::unique_ptr<Module> parse_module(const std::string& text);    // all but the functions' bodies
+void parse_body(Module& module, Function& function);              // if it is not yet
 Kernel& link_kernel(Module& module, const std::string& name);     // ProgramError if it cannot be
 void* variable_address(Module& module, const std::string& name);  // of a global or constant; null if there is none
 

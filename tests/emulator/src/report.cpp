@@ -20,6 +20,9 @@ std::string position(const Kernel& kernel, u32 instruction) {
 }
 
 std::string describe(Grid& grid, const Access& access) {
+    if (access.cluster == kLaunchBefore)
+        return "the launch before, " + demangled(grid.before->name) + ", at " +
+               position(*grid.before, access.instruction) + ", for which griddepcontrol.wait has not waited";
     // Every cluster has as many blocks and warps as any other.
     const Cluster& any = *grid.resident.front();
     const u32 warps = any.warps(), per_block = any.warps_per_block();

@@ -108,7 +108,8 @@ Kernel& kernel_of(const void* function) {
     return link_kernel(module_of(*f->second.binary), f->second.name);
 }
 
-cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, std::size_t shared, dim3 cluster) {
+cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, std::size_t shared, dim3 cluster,
+                bool early = false) {
     try {
         refresh_from_environment();
         Kernel& k = kernel_of(function);
@@ -129,7 +130,7 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, s
         for (std::size_t i = 0; i < k.params.size(); ++i)
             std::memcpy(params.data() + k.params[i].offset, arguments[i], k.params[i].size);
         launch(k, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, {cluster.x, cluster.y, cluster.z}, params,
-               static_cast<u32>(shared));
+               static_cast<u32>(shared), early);
     } catch (const Fault& fault) {
         return failed(cudaErrorLaunchFailure, fault.what());
     } catch (const ProgramError& error) {
@@ -204,12 +205,15 @@ cudaError_t cudaLaunchKernel(const void* f, dim3 grid, dim3 block, void** argume
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* f, void** arguments) {
     dim3 cluster(1, 1, 1);
+    bool early = false;
     for (unsigned i = 0; i < config->numAttrs; ++i)
         if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {
             const auto& c = config->attrs[i].val.clusterDim;
             cluster = dim3(c.x, c.y, c.z);
+        } else if (config->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+            early = config->attrs[i].val.programmaticStreamSerializationAllowed != 0;
         }
-    return run(f, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, cluster);
+    return run(f, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, cluster, early);
 }
 cudaError_t cudaLaunchCooperativeKernel(const void* f, dim3 grid, dim3 block, void** arguments, std::size_t shared,
                                         cudaStream_t) {
@@ -293,6 +297,7 @@ cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
     return cudaFree(p);
 }
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+    forget_last_launch();
     std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
@@ -300,6 +305,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemset(void* p, int value, std::size_t bytes) {
+    forget_last_launch();
     std::memset(p, value, bytes);
     return cudaSuccess;
 }
@@ -338,6 +344,7 @@ const char* cudaGetErrorString(cudaError_t e) {
     return e == cudaSuccess ? "no error" : last_report.c_str();
 }
 cudaError_t cudaDeviceSynchronize() {
+    forget_last_launch();
     return last_error;
 }
 
@@ -437,6 +444,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    forget_last_launch();
     return last_error;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {

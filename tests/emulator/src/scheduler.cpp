@@ -491,7 +491,16 @@ u32 blocks_per_multiprocessor(const Kernel& kernel, u32 threads, u32 dynamic_sha
         {threads_per / ((threads + 31) / 32 * 32), (shared_per_block_limit() + 1024) / (shared + 1024), blocks_per});
 }
 
-void launch(Kernel& kernel, Dim grid, Dim block, Dim cluster, const std::vector<u8>& params, u32 dynamic_shared) {
+namespace {
+const Kernel* last_kernel = nullptr;  // that ran to its end, and that nothing else followed
+}
+
+void forget_last_launch() {
+    last_kernel = nullptr;
+}
+
+void launch(Kernel& kernel, Dim grid, Dim block, Dim cluster, const std::vector<u8>& params, u32 dynamic_shared,
+            bool early) {
     static u32 launches = 0;
     const DefaultFloatingPoint environment;
     Grid g;
@@ -502,6 +511,8 @@ void launch(Kernel& kernel, Dim grid, Dim block, Dim cluster, const std::vector<
     g.params = params.data();
     g.dynamic_shared = dynamic_shared;
     g.launch = ++launches;
+    if (early) g.before = last_kernel;
+    forget_last_launch();
     g.random.seed(options().seed);
     g.counters.on = options().count || options().timing || !options().synchronised_file.empty();
     if (g.counters.on) g.counters.start(kernel);
@@ -514,6 +525,10 @@ void launch(Kernel& kernel, Dim grid, Dim block, Dim cluster, const std::vector<
         timing = run_timed(g, static_cast<u32>(clusters), per);
     else
         Scheduler(g, static_cast<u32>(clusters), static_cast<u32>(std::min(resident, clusters))).run();
+    if (g.before && !g.waited && options().check_global)
+        throw Fault(demangled(kernel.name) + ": began before the launch before it, " + demangled(g.before->name) +
+                    ", had ended, and has no griddepcontrol.wait: nothing orders what follows after that one");
+    last_kernel = &kernel;
     if (!options().synchronised_file.empty())
         std::ofstream(options().synchronised_file, std::ios::app) << synchronised(kernel, g.counters);
     if (!options().count && !options().timing) return;

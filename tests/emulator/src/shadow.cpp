@@ -17,14 +17,19 @@ u8 covered(u32 word, u32 offset, u32 bytes) {
     return static_cast<u8>(((1u << (last - first)) - 1) << (first - word * 4));
 }
 
-bool unordered(Warp& w, const Actor& a, const Access& earlier, u8 bytes) {
-    if (earlier.time == 0 || !(earlier.bytes & bytes) || (earlier.strong && a.strong)) return false;
-    const u32 mine = cluster_number(w);
-    if (earlier.cluster == mine && earlier.agent == a.agent) return false;
-    return !a.knows->knows(mine, earlier.cluster, earlier.agent, earlier.time);
+// Whether the actor knows of the access, or did it itself.
+inline bool knows_of(u32 my_cluster, const Actor& a, const Access& earlier) {
+    if (earlier.cluster != my_cluster) return a.knows->knows(my_cluster, earlier.cluster, earlier.agent, earlier.time);
+    return earlier.agent == a.agent ||
+           (earlier.agent < a.knows->own.size() && a.knows->own[earlier.agent] >= earlier.time);
 }
 
-Access record(Warp& w, const Actor& a, u8 bytes) {
+inline bool unordered(Warp& w, const Actor& a, const Access& earlier, u8 bytes) {
+    if (earlier.time == 0 || !(earlier.bytes & bytes) || (earlier.strong && a.strong)) return false;
+    return !knows_of(cluster_number(w), a, earlier);
+}
+
+inline Access record(Warp& w, const Actor& a, u8 bytes) {
     Access r;
     r.cluster = cluster_number(w);
     r.time = a.time;
@@ -40,6 +45,11 @@ Access record(Warp& w, const Actor& a, u8 bytes) {
 template <int Few>
 void keep_read(Warp& w, const Actor& a, Reads<Few>& reads, u8 bytes) {
     const u32 mine = cluster_number(w);
+    for (Access& r : reads.few)  // most often it has read the same bytes before
+        if (r.time != 0 && r.agent == a.agent && r.cluster == mine && !(r.bytes & ~bytes)) {
+            r = record(w, a, bytes);
+            return;
+        }
     Access *own = nullptr, *free = nullptr, *known = nullptr;
     reads.for_each([&](Access& r) {
         if (r.time == 0)
@@ -89,20 +99,32 @@ std::unordered_map<u64, std::unique_ptr<Page>>& pages() {
     return p;
 }
 GlobalCell& global_cell(Warp& w, u64 word) {
-    static u64 last_number = ~0ull;
-    static Page* last = nullptr;
+    static struct {
+        u64 number = ~0ull;
+        Page* page = nullptr;
+    } lately[64];  // pages are never freed
     const u64 number = word / (kPageBytes / 4);
-    if (number != last_number || !last) {
+    auto& place = lately[number % std::size(lately)];
+    if (place.number != number) {
         auto& page = pages()[number];
         if (!page) page = std::make_unique<Page>();
-        last = page.get();
-        last_number = number;
+        place = {number, page.get()};
     }
-    GlobalCell& cell = last->cells[word % (kPageBytes / 4)];
-    if (cell.launch != grid_of(w).launch) {
+    GlobalCell& cell = place.page->cells[word % (kPageBytes / 4)];
+    const Grid& grid = grid_of(w);
+    if (cell.launch == grid.launch) return cell;
+    if (grid.before && cell.launch == grid.launch - 1) {
+        // What the launch before read is done once this one begins, unless that let it begin earlier.
+        if (!grid.before->lets_next_begin) cell.reads = {};
+        const auto earlier = [](Access& a) {
+            if (a.time) a.cluster = kLaunchBefore, a.agent = 0, a.time = 1, a.strong = 0;
+        };
+        earlier(cell.write);
+        cell.reads.for_each(earlier);
+    } else {
         cell = GlobalCell{};
-        cell.launch = grid_of(w).launch;
     }
+    cell.launch = grid.launch;
     return cell;
 }
 
@@ -188,7 +210,9 @@ void set_in_flight(Block& block, u32 offset, u32 bytes, bool in_flight) {
 }
 
 void global_read(Warp& w, const Actor& a, u64 address, u32 bytes) {
-    if (!options().check_global || is_read_only(address)) return;
+    const Grid& grid = grid_of(w);
+    const bool overlaps = grid.before || grid.kernel->lets_next_begin;
+    if (!options().check_global || (!overlaps && is_read_only(address))) return;
     for (u64 word = address / 4; word <= (address + bytes - 1) / 4; ++word) {
         GlobalCell& cell = global_cell(w, word);
         const u64 first = std::max(address, word * 4), last = std::min(address + bytes, word * 4 + 4);

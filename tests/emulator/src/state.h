@@ -40,6 +40,10 @@ struct Knowledge {
 };
 constexpr u32 kCopyEngines = 8;  // bulk copies take turns at these; two copies of one engine count as ordered
 
+// What was done by the launch before, where this one may begin before that has ended: an access of agent 0 of this
+// cluster at time 1, which griddepcontrol.wait makes known.
+constexpr u32 kLaunchBefore = ~0u;
+
 // ---- Shadow memory: who touched a word last. One of these per 4 bytes.
 struct Access {
     u32 cluster = 0, time = 0;  // time 0: no access
@@ -239,7 +243,9 @@ struct Grid {
     Dim grid, block, cluster;
     const u8* params = nullptr;
     u32 dynamic_shared = 0;
-    u32 launch = 0;  // number of this launch in the process
+    u32 launch = 0;                  // number of this launch in the process
+    const Kernel* before = nullptr;  // of the launch before, if this one does not wait for its end
+    bool waited = false;             // some thread has, by griddepcontrol.wait
     std::mt19937_64 random;
     std::vector<std::unique_ptr<Cluster>> resident;
     u64 executed = 0;  // warp instructions

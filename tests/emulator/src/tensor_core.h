@@ -30,6 +30,7 @@ TensorCoreModel wgmma_model(TensorInput type);
 float input_to_float(u32 bits, TensorInput type);
 
 // d (rows, columns) += a (rows, k) b (k, columns); all row-major, a and b as bit patterns of `type`, d as floats.
+// columns is a multiple of 8.
 void tensor_core(const u32* a, const u32* b, float* d, int rows, int columns, int k, std::size_t d_pitch,
                  TensorInput type, const TensorCoreModel& model);
 // The same by fused multiply-adds in order of k: options().fast_mma.
