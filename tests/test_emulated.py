@@ -285,7 +285,7 @@ MEMORY_BOUND = {
 
 
 @functools.cache
-def launches(dtype: str) -> list[dict[str, Any]]:
+def launches(device: str, dtype: str) -> list[dict[str, Any]]:
     """What each launch of MEMORY_BOUND used."""
     calls = "\n".join(f"x, w, m = inputs()\n{call}" for call in MEMORY_BOUND.values())
     program = f"""
@@ -299,15 +299,16 @@ C.emulator.set_option("count", "1")
 {calls}
 print(C.emulator.take_counts())
 """
-    return json.loads(output(program, "80"))
+    return json.loads(output(program, device))
 
 
 @needs_the_module
 @pytest.mark.parametrize("kernel", MEMORY_BOUND)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_sector_that_moves_is_used(kernel, dtype):
+@pytest.mark.parametrize("device", ["80", "90"])
+def test_every_sector_that_moves_is_used(kernel, dtype, device):
     """Of aligned shapes: as many sectors of 32 bytes as the bytes that are asked for need."""
-    own = [launch for launch in launches(dtype) if f"{kernel}_kernel" in launch["kernel"]]
+    own = [launch for launch in launches(device, dtype) if f"{kernel}_kernel" in launch["kernel"]]
     assert own
     for launch in own:
         assert launch["global_sectors"] <= launch["global_ideal"], [

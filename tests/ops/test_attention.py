@@ -465,6 +465,28 @@ def test_operands_of_products_have_no_bank_conflicts(generator, head_dim, dtype)
     assert len(checked) == 3, "forward, gradients of queries, gradients of keys"
 
 
+@pytest.mark.skipif(EMULATED is None, reason="only the emulated device counts")
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_come_and_go_in_whole_sectors(implementation, generator, head_dim, causal):
+    """All but the statistics of rows in the backward, floats that lie a row apart."""
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 1, 128, 128, 2, 2, head_dim, dtype)
+        C.emulator.set_option("count", "1")
+        try:
+            all_results(q, k, v, causal=causal)
+            launches = json.loads(C.emulator.take_counts())
+        finally:
+            C.emulator.set_option("count", "0")
+        assert len(launches) >= 4
+        for launch in launches:
+            backward = "backward" in launch["kernel"] or "facts" in launch["kernel"]
+            for line in launch["lines"]:
+                excess = line["global_sectors"] - line["global_ideal"]
+                assert excess <= 0 or (backward and line["global_sectors"] <= 600), (launch["kernel"], line)
+            assert launch["global_sectors"] <= (1.08 if backward else 1) * launch["global_ideal"], launch["kernel"]
+
+
 @pytest.mark.decode
 @settings(max_examples=smaller(20, 6))
 @given(

@@ -226,7 +226,8 @@ def test_the_product_has_no_bank_conflict_in_its_loop_and_uses_whole_sectors(imp
 
 @pytest.mark.skipif(not EMULATED, reason="counts are the emulated device's")
 def test_what_follows_a_product_uses_whole_sectors(implementation, generator):
-    # Hopper's reads a residual and what was kept as its fragments lie: 16 bytes of a row at once, half a sector.
+    # Hopper's threads read nothing but the bias, every other element and then the ones between: all else comes and goes
+    # by tensor copies, which are not counted.
     most = 2 if implementation == "cuda_sm90" else 1
     for dtype in dtypes_of(implementation):
         x, weight, bias = (normal(generator, *shape, dtype=dtype) for shape in ((128, 64), (256, 64), (256,)))
