@@ -392,6 +392,8 @@ def _seeds(seed: int | Sequence[int] | Tensor, rows: int, device: torch.device) 
         if not -(2**63) <= seed <= 2**63 - max(rows, 1):
             raise ValueError(f"seed must fit in 64 bits, as must seed + {rows} rows, but is {seed}")
         return seed + torch.arange(rows, device=device)
+    if not isinstance(seed, Sequence | Tensor):
+        raise TypeError(f"seed must be an int, or one for each row, not {seed!r}")
     seeds = torch.as_tensor(seed, device=device)
     if seeds.dtype != torch.int64 or seeds.shape != (rows,):
         raise ValueError(

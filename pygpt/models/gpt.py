@@ -245,6 +245,8 @@ class GPT(Transformer):
         batch, time = ids.shape
         if lengths is not None or cache is not None:
             raise ValueError("cu_seqlens does not go together with lengths or a cache")
+        if not isinstance(cu_seqlens, Tensor):
+            raise TypeError(f"cu_seqlens must be a tensor, not a {type(cu_seqlens).__name__}")
         if batch != 1 or cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int64:
             raise ValueError(
                 "cu_seqlens must be int64 of shape (documents + 1,), for ids of batch 1, "

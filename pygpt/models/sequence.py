@@ -43,7 +43,7 @@ def check_ids(
         lengths_name: of the lengths, in errors.
 
     Raises:
-        TypeError: if ``ids`` is no int64 tensor.
+        TypeError: if ``ids`` is no int64 tensor, or ``lengths`` no tensor.
         ValueError: if a shape or a length does not fit.
     """
     if not isinstance(ids, Tensor):
@@ -57,6 +57,8 @@ def check_ids(
         raise ValueError(f"context_length is {limit}, but {name} has {time} positions; shorten it")
     if lengths is None:
         return
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{lengths_name} must be a tensor, not a {type(lengths).__name__}")
     if lengths.shape != (batch,) or lengths.dtype != torch.int64:
         raise ValueError(
             f"{lengths_name} must be int64 of shape ({batch},), not {lengths.dtype} {tuple(lengths.shape)}"

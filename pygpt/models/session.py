@@ -30,7 +30,9 @@ class Session:
 
     def __init__(self, model: Transformer) -> None:
         self._model = model
-        self._before = {name: (parameter, parameter._version) for name, parameter in model.named_parameters()}
+        self._before = {
+            name: (parameter, parameter._version, parameter.data_ptr()) for name, parameter in model.named_parameters()
+        }
         self._passes = 0
         self._decided = False
         self.decoding: Any = None
@@ -74,8 +76,8 @@ class Session:
         self._model.packed_head = None
         self.decoding = None
         for name, parameter in self._model.named_parameters():
-            known, version = self._before.get(name, (None, 0))
-            if known is not parameter or version != parameter._version:
+            known, version, memory = self._before.get(name, (None, 0, 0))
+            if known is not parameter or version != parameter._version or memory != parameter.data_ptr():
                 raise RuntimeError(f"{name} was changed inside model.session(), in which weights are frozen")
 
     def _linears(self) -> list[Linear]:

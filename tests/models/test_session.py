@@ -86,6 +86,8 @@ def test_changed_weights_are_noticed():
         model.blocks[1].norm_2.weight.add_(1)
     with pytest.raises(RuntimeError, match=r"^norm\.weight was changed"), model.session():
         model.norm.weight = torch.nn.Parameter(torch.ones(24))
+    with pytest.raises(RuntimeError, match=r"token_embedding\.weight was changed"), model.session():
+        model.bfloat16()  # the same parameters, in other memory
     with model.session():
         model(tokens(model, 1, 3))
 
