@@ -4,6 +4,7 @@ A reader, and whoever comes after a crash, a full disk or a ``kill -9``, finds e
 the new content, never a part of it. Everything pygpt saves (checkpoints, tokenizers, token files) goes through here.
 """
 
+import errno
 import json
 import os
 import re
@@ -34,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _remove_abandoned(path)
         yield temporary
         if temporary.is_dir():
@@ -102,6 +103,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} should hold a JSON object, but holds a {type(value).__name__}")
     return value
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # of a file in its place, which the system's words do not say
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
 
 
 def _concerns(error: OSError, temporary: Path) -> bool:

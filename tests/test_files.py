@@ -213,3 +213,10 @@ def test_tensors_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
 def test_tensors_on_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write .*tensors.safetensors: .*File too large"), files_of_at_most(5000):
         save_tensors(tmp_path / "tensors.safetensors", {"a": torch.ones(20_000)})
+
+
+def test_a_file_where_a_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(NotADirectoryError, match=r"Not a directory \(while writing; nothing was replaced\).*file/new"):
+        atomic_write_bytes(tmp_path / "file/new", b"x")
+    assert (tmp_path / "file").read_text() == "kept"

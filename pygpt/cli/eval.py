@@ -101,7 +101,7 @@ def _few_shot(saved: Any, bad: Any, arguments: argparse.Namespace) -> "Report":
     from pygpt.tasks.records import BadLines
 
     if not isinstance(saved.model, GPT):
-        raise ValueError(f"questions are for a GPT, but {saved.folder} holds a {type(saved.model).__name__}")
+        raise ValueError(_another("questions", saved))
     kind, questions = read_questions(arguments.task, bad)
     examples = None
     if arguments.shots_from is not None:
@@ -132,9 +132,13 @@ def _text(saved: Any, arguments: argparse.Namespace) -> "Report":
     from pygpt.train.text import read_corpus
 
     if not isinstance(saved.model, GPT):
-        raise ValueError(f"texts are for a GPT, but {saved.folder} holds a {type(saved.model).__name__} without a task")
+        raise ValueError(_another("texts", saved))
     with TemporaryDirectory() as folder:
         about = prepare(read_corpus(arguments.data), saved.tokenizer, folder, 0)
         file = TokenFile(folder, "train", saved.tokenizer)
         batches = sequential_batches(file, arguments.batch_size, saved.model.config.context_length, arguments.limit)
         return evaluate_text(saved.model, batches, about.bytes / about.tokens)
+
+
+def _another(what: str, saved: Any) -> str:
+    return f"{what} are for a GPT, but the model in {saved.folder} is of class {type(saved.model).__name__}"

@@ -118,7 +118,12 @@ def load(
     made = {"quantization": _quantization(values, folder / CONFIG)} if layout is QUANTIZED else {}
     files = _weight_files(folder)
     stored = {name: layout.canonical(name) for name in _stored_names(files)}
-    config = layout.config(values, {name for name in stored.values() if name is not None}, folder / CONFIG)
+    names = {name for name in stored.values() if name is not None}
+    try:
+        config = layout.config(values, names, folder / CONFIG)
+    except (TypeError, ValueError) as error:  # of a configuration, which does not know where its values come from
+        where = f"{folder / CONFIG}: "
+        raise ValueError(where + str(error).removeprefix(where)) from error
     if dtype is None:
         dtype = _stored_dtype(files, layout)
         if dtype == torch.float16 and device.type == "cpu":
@@ -197,7 +202,7 @@ def _quantization(values: dict[str, Any], path: Path) -> str:
 
 def _layout(model_type: Any, kind: type[Transformer], path: Path) -> Layout:
     known = {layout.model_type: layout for layout in LAYOUTS}
-    layout = known.get(model_type)
+    layout = known.get(model_type) if isinstance(model_type, str) else None
     if layout is None:
         names = [name for name, each in known.items() if issubclass(each.model, kind)]
         raise ValueError(f"{path} describes a model of type {model_type!r}; {kind.__name__} reads {', '.join(names)}")

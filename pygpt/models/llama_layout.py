@@ -57,6 +57,8 @@ def _canonical(name: str) -> str | None:
 def _config(values: dict[str, Any], names: Collection[str], path: Path) -> GPTConfig:
     rope = values.get("rope_parameters") or {}
     require_fixed(values, _FIXED, path)
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_parameters should hold a JSON object, but is {rope!r}")
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"{path}: rope_type is {rope['rope_type']!r}; pygpt computes with 'default' only")
     activation = values.get("hidden_act", "silu")

@@ -376,13 +376,13 @@ def needed_tokens(task: str, model: Transformer, tokenizer: Tokenizer, template:
     """
     kind = type(model)
     if task not in KINDS[kind]:
-        able = " or ".join(f"a {each.__name__}" for each, tasks in KINDS.items() if task in tasks)
-        raise ValueError(f"{task} is learned by {able}, but the base is a {kind.__name__}")
+        able = " or ".join(each.__name__ for each, tasks in KINDS.items() if task in tasks)
+        raise ValueError(f"{task} is learned by models of class {able}, but the base is of class {kind.__name__}")
     if kind is GPT:
         filled = [(template or TEMPLATES[task]).replace("{role}", role) for role in ROLES]
         return list(dict.fromkeys(name for text in filled for name in SPECIAL.findall(text)))
     if template is not None:
-        raise ValueError(f"a template is for a GPT, but the base is a {kind.__name__}")
+        raise ValueError(f"a template is for a GPT, but the base is of class {kind.__name__}")
     return list(EDGES) if kind is Encoder and model.config.vocab_size == tokenizer.vocab_size else []
 
 

@@ -135,7 +135,7 @@ def _count_windows(token_file: TokenFile, context_length: int) -> int:
     windows = (len(token_file) - 1) // context_length
     if windows < 1:
         raise ValueError(
-            f"the {token_file.split} split in {str(token_file.folder)!r} has {len(token_file)} tokens, but "
+            f"the {token_file.split} split has {len(token_file)} tokens, but "
             f"context_length {context_length} needs at least {context_length + 1}: use more text or a shorter context"
         )
     return windows

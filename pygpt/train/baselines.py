@@ -19,17 +19,19 @@ class Counts:
     """How often tokens, and pairs of neighbours, occur in a token file.
 
     ``unigram(b) = (count(b) + 1) / (tokens + V)`` and ``bigram(b | a) = (count(a b) + w unigram(b)) / (count(a) + w)``.
+    An objective's own tokens, such as the end of a target, stand in no text: as targets each has the probability with
+    which it is one, and leaves the rest to the others.
 
     Args:
         file: where the tokens are.
-        vocab_size: V, of the model; ids that the file has not count as seen never.
+        vocab_size: V, of the model; ids from the file's vocabulary on are the objective's.
 
     Source: MacKay and Peto, "A Hierarchical Dirichlet Language Model", 1995.
     """
 
     def __init__(self, file: TokenFile, vocab_size: int) -> None:
         tokens = file.tokens[:MOST_TOKENS].astype(np.int64)
-        self._vocab_size = vocab_size
+        self._vocab_size, self._text_vocab_size = vocab_size, file.vocab_size
         self._single = np.bincount(tokens, minlength=vocab_size).astype(np.float64)
         self._before = np.bincount(tokens[:-1], minlength=vocab_size).astype(np.float64)
         self._pairs, self._pair_counts = np.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
@@ -53,8 +55,17 @@ class Counts:
             return float("nan"), float("nan")
         unigram = (self._single[targets] + 1) / (self._single.sum() + self._vocab_size)
         pair = self._pair_count(before * self._vocab_size + targets)
-        bigrams = [-np.log((pair + w * unigram) / (self._before[before] + w)).mean() for w in _WEIGHTS]
-        return float(-np.log(unigram).mean()), float(min(bigrams))
+        smoothed = [(pair + w * unigram) / (self._before[before] + w) for w in _WEIGHTS]
+        single, *bigrams = (-np.log(self._with_special(chances, targets)).mean() for chances in (unigram, *smoothed))
+        return float(single), float(min(bigrams))
+
+    def _with_special(
+        self, chances: npt.NDArray[np.float64], targets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """The chances of targets of which some are the objective's own tokens."""
+        special = targets >= self._text_vocab_size
+        shares = np.bincount(targets[special], minlength=self._vocab_size) / len(targets)
+        return np.where(special, shares[targets], chances * (1 - special.mean()))
 
     def _pair_count(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         if len(self._pairs) == 0:

@@ -412,8 +412,8 @@ def count_windows(file: TokenFile, time: int) -> int:
     """How many windows of that many tokens there are. Raises: ValueError if there is none."""
     if len(file) < time:
         raise ValueError(
-            f"the {file.split} split in {str(file.folder)!r} has {len(file)} tokens, but a context of {time} needs as "
-            "many: use more text or a shorter context"
+            f"the {file.split} split has {len(file)} tokens, but a context of {time} needs as many: use more text or a "
+            "shorter context"
         )
     return len(file) // time
 

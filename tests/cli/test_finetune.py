@@ -227,8 +227,11 @@ def test_mistakes_leave_no_folder(bases: dict[str, Path], tmp_path: Path, fails:
         (["--base", gpt, "--task", "generation", "--data", good, "--tokenizer", "bpe"], "tokenizer is decided by the"),
         (["--base", gpt, "--task", "generation", "--data", good, "--objective", "mlm"], "'mlm' is of pre-training"),
         (["--base", gpt, "--task", "generation", "--data", good, "--template", "{prompt}"], "{prompt} and then {comp"),
-        (["--base", encoder, "--task", "generation", "--data", good], "is learned by a GPT or a Seq2Seq, but the base"),
-        (["--base", gpt, "--task", "classification", "--data", labels], "is learned by a Encoder, but the base is a"),
+        (["--base", encoder, "--task", "generation", "--data", good], "is learned by models of class GPT or Seq2Seq"),
+        (
+            ["--base", gpt, "--task", "classification", "--data", labels],
+            "by models of class Encoder, but the base is of",
+        ),
         (["--base", encoder, "--task", "classification", "--data", one], "has one label, 'c'"),
         (["--base", gpt, "--task", "generation", "--data", few, "--validation", "0.9"], "1 usable examples, too few"),
         (

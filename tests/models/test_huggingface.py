@@ -204,6 +204,21 @@ def test_what_does_not_fit_is_refused(tmp_path, changes, words):
         GPT.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("layout", ["gpt2", "pygpt", "llama"])
+def test_values_of_another_type_are_refused_by_file_and_name(tmp_path, layout):
+    kinds = {"pygpt": {"norm": "post"}, "llama": {"positions": "rope", "norm_type": "rms", "activation": "swiglu"}}
+    model = GPT(small(bias=layout != "llama", **kinds.get(layout, {})))
+    assert model.save_pretrained(tmp_path) == layout
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in config:
+        for value in ({"a": 1}, [1], "much", -1):
+            (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+            try:
+                GPT.from_pretrained(tmp_path)
+            except ValueError as error:
+                assert str(tmp_path) in str(error), (name, value)
+
+
 def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder 'gpt2'; .*nothing is downloaded"):
         GPT.from_pretrained("gpt2")

@@ -120,7 +120,7 @@ def test_what_is_too_long_is_refused_or_cut() -> None:
         ),
         ("summarisation", "{prompt}{completion}<|end|>", "must have {document} and then {summary}"),
         ("dialogue", "{content}<|end|>", "must have {role} and then {content}"),
-        ("classification", None, "classification is learned by a Encoder, but the base is a GPT"),
+        ("classification", None, "classification is learned by models of class Encoder, but the base is of class GPT"),
     ],
 )
 def test_templates_that_do_not_fit(task: str, template: str | None, words: str) -> None:
@@ -145,7 +145,7 @@ def test_an_encoder_decoder_reads_one_text_and_writes_the_other() -> None:
     assert form.encode({"source": "a" * 9, "target": "b"}, truncate=True)[0].tolist() == [97] * 8
     with pytest.raises(ValueError, match="the base has no end_token"):
         make_form("translation", Seq2Seq(Seq2SeqConfig(261, **SIZES)), tokenizer)
-    with pytest.raises(ValueError, match="dialogue is learned by a GPT, but the base is a Seq2Seq"):
+    with pytest.raises(ValueError, match="by models of class GPT, but the base is of class Seq2Seq"):
         make_form("dialogue", Seq2Seq(config), tokenizer)
     with pytest.raises(ValueError, match="a template is for a GPT"):
         make_form("translation", Seq2Seq(config), tokenizer, TEMPLATES["translation"])

@@ -33,6 +33,11 @@ def test_losses_are_those_of_counting(tmp_path: Path) -> None:
                         (0.1, 1, 3, 10, 30, 100, 300)))  # fmt: skip
     assert Counts(file, size).losses([(before, targets)]) == pytest.approx(expected)
     assert expected[1] < expected[0]
+    text_tokens = torch.tensor(tokens[6:10])
+    unigram_alone = Counts(file, size).losses([(before[:1, :4], text_tokens)])[0]
+    ends = torch.tensor([*tokens[6:10], size - 1])  # one in five is the objective's own
+    with_end = Counts(file, size).losses([(before[:1, :5], ends)])[0]
+    assert with_end == pytest.approx((4 * (unigram_alone - math.log(0.8)) - math.log(0.2)) / 5)
     total = sum(bigram(tokens[0], b, 3.0) for b in range(size))
     assert total == pytest.approx(1), "a distribution"
 
