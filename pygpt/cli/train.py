@@ -4,9 +4,10 @@ Examples:
   pygpt train --data shakespeare.txt --tokenizer char --out runs/shakespeare --steps 2000
   pygpt train --resume runs/shakespeare
   pygpt train --config settings.toml --lr 3e-4 --out runs/slower
-  pygpt train --data texts/ --objective mlm+nsp --norm pre --out runs/encoder
+  pygpt train --data texts/ --objective mlm+nsp --out runs/encoder
   pygpt train --base runs/shakespeare --task summarisation --data examples.jsonl --out runs/summaries
 
+Without --data it trains on the documentation inside Python's own standard library, which every machine has.
 Ctrl-C saves a checkpoint and ends; --resume then goes on to the same bits as if nothing had happened. So it does after
 a crash, from the last checkpoint. Exit code: 0 finished, 130 interrupted, 1 diverged, 2 bad input.
 """
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         folder = Path(arguments.out or "runs/train")
         config = TrainConfig.from_dict(given, arguments.config or "the flags")
+        if "data" not in given and config.task is None:
+            console.print("no --data: the text is the documentation inside Python's own standard library")
         left_out = create(folder, config)
         if left_out:
             console.print(left_out, soft_wrap=True, highlight=False)

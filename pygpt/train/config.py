@@ -73,7 +73,9 @@ class TrainConfig:
 
     # Text
     data: tuple[str, ...] = _option(
-        tuple, (CORPUS,), f"text files, folders, globs, a folder made by 'pygpt data', or {CORPUS}"
+        tuple,
+        (CORPUS,),
+        f"text files, folders, globs, a folder made by 'pygpt data', or {CORPUS}: Python's own documentation",
     )
     separator: str | None = _option(
         str, None, "what stands between the documents of a file, such as '\\n\\n\\n' (a file is one document)"
@@ -98,12 +100,16 @@ class TrainConfig:
     attention_dropout: float | None = _option(float, None, "of the attention weights (as 'dropout')", minimum=0)
     residual_dropout: float | None = _option(float, None, "of what each half of a block adds (as 'dropout')", minimum=0)
     activation: str | None = _option(str, None, "gelu_tanh, gelu, relu, swiglu or geglu (gelu_tanh for a GPT)")
-    positions: str | None = _option(str, None, "learned, sinusoidal, rope or none (learned for a GPT)")
+    positions: str | None = _option(
+        str, None, "learned, sinusoidal, rope or none (without a preset learned for a GPT, rope for an encoder)"
+    )
     rope_theta: float | None = _option(float, None, "base of rotary positions' angles (10000)", minimum=0, above=True)
     attention_windows: tuple[str, ...] | None = _option(
         tuple, None, "newest tokens that each layer sees, a number or 'all', from the start again after the last (all)"
     )
-    norm: str | None = _option(str, None, "layer norm pre or post the residual sum (pre without a preset)")
+    norm: str | None = _option(
+        str, None, "layer norm pre or post the residual sum (without a preset pre, for an encoder-decoder post)"
+    )
     norm_type: str | None = _option(str, None, "layer or rms (layer without a preset)")
     norm_eps: float | None = _option(float, None, "added to the variance in norms (1e-5 for a GPT)", minimum=0)
     qk_norm: bool | None = _option(bool, None, "normalise each head of queries and keys")

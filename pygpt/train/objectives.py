@@ -30,6 +30,7 @@ class Objective:
             of the ids that they are behind.
         inputs: the arguments whose tokens the model reads.
         special: whether the model's vocabulary has `SpecialTokens` above the tokenizer's.
+        shape: fields of the configuration, where neither a preset nor a flag says otherwise.
         make: the examples; None: `pygpt.text.BatchLoader` makes them.
     """
 
@@ -39,6 +40,7 @@ class Objective:
     previous: int | None
     inputs: tuple[int, ...]
     special: bool
+    shape: dict[str, Any]
     make: Callable[[TokenFile, int, SpecialTokens, TrainConfig, Tokenizer], Examples] | None
 
     def count_targets(self, batch: Batch) -> int:
@@ -93,12 +95,17 @@ def _noisy(
     return NoisyTexts(file, context, special, rate, Words(tokenizer), config.noise)
 
 
+SIZE: dict[str, Any] = {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256}
+# BERT's own shape, learned positions and norms after the sums, learns for thousands of steps no more than how often
+# tokens occur: which neighbour stands where has to be found for each position anew. Rotary positions are relative.
+ENCODER = {**SIZE, "positions": "rope", "norm": "pre"}
+
 OBJECTIVES = {
-    "clm": Objective(GPT, GPTConfig, 1, 0, (0,), False, None),
-    "mlm": Objective(Encoder, EncoderConfig, 1, None, (0,), True, _masked),
-    "mlm+nsp": Objective(Encoder, EncoderConfig, 1, None, (0,), True, _pairs),
-    "seq2seq": Objective(Seq2Seq, Seq2SeqConfig, 2, 1, (0, 1), True, _continuations),
-    "denoise": Objective(Seq2Seq, Seq2SeqConfig, 2, 1, (0, 1), True, _noisy),
+    "clm": Objective(GPT, GPTConfig, 1, 0, (0,), False, SIZE, None),
+    "mlm": Objective(Encoder, EncoderConfig, 1, None, (0,), True, ENCODER, _masked),
+    "mlm+nsp": Objective(Encoder, EncoderConfig, 1, None, (0,), True, ENCODER, _pairs),
+    "seq2seq": Objective(Seq2Seq, Seq2SeqConfig, 2, 1, (0, 1), True, SIZE, _continuations),
+    "denoise": Objective(Seq2Seq, Seq2SeqConfig, 2, 1, (0, 1), True, SIZE, _noisy),
 }
 
 

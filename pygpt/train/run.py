@@ -267,11 +267,11 @@ def model_config(config: TrainConfig, vocab_size: int, **settings: Any) -> Any:
     given = {field: getattr(config, name) for name, field in SHAPE.items() if getattr(config, name) is not None}
     if config.attention_windows is not None:
         given["attention_windows"] = tuple(None if w == "all" else int(w) for w in config.attention_windows)
-    kind = OBJECTIVES[config.objective].config
+    objective = OBJECTIVES[config.objective]
+    kind = objective.config
     if config.preset is not None:
         return kind.preset(config.preset, **{**given, **settings, "vocab_size": vocab_size})
-    default = {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256}
-    return kind.from_dict({**default, **given, **settings, "vocab_size": vocab_size})
+    return kind.from_dict({**objective.shape, **given, **settings, "vocab_size": vocab_size})
 
 
 def _shape(config: TrainConfig, tokenizer: Tokenizer) -> TransformerConfig:

@@ -55,6 +55,16 @@ def test_an_objective_trains_and_goes_on_to_the_same_bits(
     assert len(losses) == 2 and losses[1] < losses[0]
 
 
+def test_an_encoder_of_the_default_shape_soon_learns_from_neighbours(text: Path, tmp_path: Path, capsys: Out) -> None:
+    words = "--dropout 0 --objective mlm --lr 0.01 --width 32 --context 32 --batch-size 16 --steps 150 --eval-every 150"
+    assert main(["train", "--data", str(text), "--out", str(tmp_path / "run"), *FLAGS, *words.split()]) == 0
+    model = Encoder.from_pretrained(Checkpoints(tmp_path / "run/checkpoints").newest())
+    assert (model.config.positions, model.config.norm) == ("rope", "pre")
+    bigram = float(capsys.readouterr().out.partition("bigram loss ")[2].split()[0])
+    record = next(r for r in read_metrics(tmp_path / "run/metrics.jsonl") if "validation_loss" in r)
+    assert record["validation_loss"] < bigram
+
+
 def test_options_of_the_objectives(text: Path, tmp_path: Path) -> None:
     for number, words in enumerate(
         (

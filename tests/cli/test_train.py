@@ -64,6 +64,11 @@ def test_what_a_run_leaves(finished: Path, text: Path) -> None:
     assert Tokenizer.load(newest(finished)).fingerprint == Tokenizer.load(finished).fingerprint
 
 
+def test_the_default_text_is_named_first(tmp_path: Path, capsys: Out) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), "--width", "16", "--heads", "5"]) == 2  # before it is read
+    assert capsys.readouterr().out.splitlines()[0].startswith("no --data: the text is the documentation inside Python")
+
+
 def test_lines_where_there_is_no_terminal(text: Path, tmp_path: Path, capsys: Out) -> None:
     assert main(["train", "--data", str(text), "--out", str(tmp_path / "run"), *FLAGS]) == 0
     out = capsys.readouterr().out
