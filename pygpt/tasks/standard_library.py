@@ -6,7 +6,7 @@
     summarisation   the body of a docstring -> its first line
     dialogue        what does it do, and what are its arguments?
     translation     an expression -> the instructions of Python's machine, as ``dis`` writes them
-    classification  what something does -> is it a module, class, function or method?
+    classification  what something does -> the package of the standard library that it is in
 
 Sources are parsed and compiled, never imported or run.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import dis
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pygpt.text.corpus import Described, described, standard_library_sources
 from pygpt.text.permutation import permuted
 
 LONGEST_BODY = 500  # characters of a document, cut at a paragraph, line or word
+MOST_PACKAGES = 6  # that are told apart: those with the most examples
 LONGEST_EXPRESSION, LONGEST_INSTRUCTIONS = 40, 120
 _SILENT = ("RESUME", "PUSH_NULL", "PRECALL", "CACHE", "RETURN_VALUE", "NOP", "NOT_TAKEN")
 _JUMPS = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Await,
@@ -57,6 +59,8 @@ def write_examples(task: str, folder: str | Path, held_out: float = 0.1, seed: i
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; choose another --out")
     modules = [(name, list(_MAKERS[task](name, tree))) for name, tree in standard_library_sources()]
+    if task == "classification":
+        modules = _of_large_packages(modules)
     modules = [(name, examples) for name, examples in modules if examples]
     if len(modules) < 2:
         raise ValueError("this Python has no sources of its standard library to make examples of")
@@ -132,10 +136,17 @@ def _argument(instruction: dis.Instruction) -> str:
 
 
 def _classification(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
-    for each in described(name, tree):
-        summary = _summary(each)
-        if summary:
-            yield {"text": summary, "label": each.kind}
+    package, dot, _ = name.partition(".")
+    for each in described(name, tree) if dot else ():
+        if len(text := each.docstring.strip()) >= 15:
+            yield {"text": _shortened(text), "label": package}
+
+
+def _of_large_packages(modules: list[tuple[str, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The examples of the packages that have the most."""
+    counts = Counter(example["label"] for _, examples in modules for example in examples)
+    kept = {package for package, _ in counts.most_common(MOST_PACKAGES)}
+    return [(name, [example for example in examples if example["label"] in kept]) for name, examples in modules]
 
 
 _MAKERS: dict[str, Callable[[str, ast.Module], Iterator[dict[str, Any]]]] = {

@@ -101,15 +101,13 @@ class TrainConfig:
     residual_dropout: float | None = _option(float, None, "of what each half of a block adds (as 'dropout')", minimum=0)
     activation: str | None = _option(str, None, "gelu_tanh, gelu, relu, swiglu or geglu (gelu_tanh for a GPT)")
     positions: str | None = _option(
-        str, None, "learned, sinusoidal, rope or none (without a preset learned for a GPT, rope for an encoder)"
+        str, None, "learned, sinusoidal, rope or none (without a preset learned for a GPT, else rope)"
     )
     rope_theta: float | None = _option(float, None, "base of rotary positions' angles (10000)", minimum=0, above=True)
     attention_windows: tuple[str, ...] | None = _option(
         tuple, None, "newest tokens that each layer sees, a number or 'all', from the start again after the last (all)"
     )
-    norm: str | None = _option(
-        str, None, "layer norm pre or post the residual sum (without a preset pre, for an encoder-decoder post)"
-    )
+    norm: str | None = _option(str, None, "layer norm pre or post the residual sum (pre without a preset)")
     norm_type: str | None = _option(str, None, "layer or rms (layer without a preset)")
     norm_eps: float | None = _option(float, None, "added to the variance in norms (1e-5 for a GPT)", minimum=0)
     qk_norm: bool | None = _option(bool, None, "normalise each head of queries and keys")

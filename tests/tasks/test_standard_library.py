@@ -45,7 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(10):
             text = SOURCE.replace("add_up", f"add_{number}").replace("numbers up", f"numbers up, {number},")
             text = text.replace("The order", f"{number}: the order")
-            yield f"module{number}", ast.parse(text.strip())
+            yield f"package{number % 2}.module{number}", ast.parse(text.strip())
 
     monkeypatch.setattr(standard_library, "standard_library_sources", sources)
 
@@ -67,11 +67,16 @@ def test_what_the_examples_are(small: None, tmp_path: Path) -> None:
     assert "the order in which" in train[0]["document"] and len(train) == 8 and len(test) == 2
     train, _ = read(tmp_path / "dialogue", "dialogue")
     contents = [turn["content"] for turn in train[0]["turns"]]
-    assert re.fullmatch(r"What does module\d\.add_\d do\?", contents[0]) and contents[3] == "numbers, *, start=0"
+    assert (
+        re.fullmatch(r"What does package\d\.module\d\.add_\d do\?", contents[0])
+        and contents[3] == "numbers, *, start=0"
+    )
     train, _ = read(tmp_path / "classification", "classification")
-    labels = {pair["text"]: pair["label"] for pair in train}
-    assert labels["Do things with numbers."] == "module" and labels["Count what comes along."] == "class"
-    assert labels["Begin to count anew."] == "method" and labels["Hide what nobody should see."] == "function"
+    numbers = [(re.findall(r"numbers up, (\d)", pair["text"]), pair["label"]) for pair in train]
+    assert len([label for number, label in numbers if number and label == f"package{int(number[0]) % 2}"]) == 8
+    assert {"Count what comes along.", "Begin to count anew."} < {
+        pair["text"] for pair in train
+    }  # a class's, a method's
 
 
 def test_translations_are_what_python_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
