@@ -4,7 +4,7 @@
 
     generation      what a function does -> its name
     summarisation   the body of a docstring -> its first line
-    dialogue        what does it do, and what are its arguments?
+    dialogue        what does it do, what are its arguments, and where is it?
     translation     an expression -> the instructions of Python's machine, as ``dis`` writes them
     classification  what something does -> the package of the standard library that it is in
 
@@ -105,12 +105,14 @@ def _dialogue(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
         summary = _summary(each)
         if each.kind == "function" and summary and not each.name.startswith("_") and len(each.arguments) <= 60:
             turns = [
-                f"What does {each.module}.{each.name} do?",
+                f"What does {each.module}.{each.name}({each.arguments}) do?",
                 summary,
                 "What are its arguments?",
                 each.arguments or "It has none.",
+                "Where is it?",
+                f"In {each.module}.",
             ]
-            roles = ("user", "assistant") * 2
+            roles = ("user", "assistant") * 3
             yield {"turns": [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]}
 
 

@@ -67,10 +67,8 @@ def test_what_the_examples_are(small: None, tmp_path: Path) -> None:
     assert "the order in which" in train[0]["document"] and len(train) == 8 and len(test) == 2
     train, _ = read(tmp_path / "dialogue", "dialogue")
     contents = [turn["content"] for turn in train[0]["turns"]]
-    assert (
-        re.fullmatch(r"What does package\d\.module\d\.add_\d do\?", contents[0])
-        and contents[3] == "numbers, *, start=0"
-    )
+    assert re.fullmatch(r"What does package\d\.module\d\.add_\d\(numbers, \*, start=0\) do\?", contents[0])
+    assert contents[3] == "numbers, *, start=0" and re.fullmatch(r"In package\d\.module\d\.", contents[5])
     train, _ = read(tmp_path / "classification", "classification")
     numbers = [(re.findall(r"numbers up, (\d)", pair["text"]), pair["label"]) for pair in train]
     assert len([label for number, label in numbers if number and label == f"package{int(number[0]) % 2}"]) == 8
