@@ -39,7 +39,8 @@ def attention(
 
     ``x = scale * (q @ k^T)``; with a softcap c, ``x = c * tanh(x / c)``; ``x += bias``; hidden keys get ``-inf``;
     ``out = dropout(softmax(x)) @ v``. Query head h reads key/value head ``h // (heads / kv_heads)``. A query that sees
-    no key gives zeros. Memory is linear in the times; what hidden keys and values hold (NaN too) reaches no result.
+    no key gives zeros. Memory is linear in the times. What lengths, documents, the diagonal or the window hide may hold
+    NaN and reaches no result; keys and values that a mask or a bias of -inf hides must be finite.
 
     Args:
         q: (batch, q_time, heads, head_dim), head_dim 1 to 256; float32, bfloat16, float16 (CUDA) or float64 (CPU).
