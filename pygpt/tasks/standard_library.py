@@ -6,7 +6,7 @@
     summarisation   the body of a docstring -> its first line
     dialogue        what does it do, what are its arguments, and where is it?
     translation     an expression -> the instructions of Python's machine, as ``dis`` writes them
-    classification  what something does -> the package of the standard library that it is in
+    classification  an expression -> what comes last in it: a call, a comparison, an item, arithmetic, …
 
 Sources are parsed and compiled, never imported or run.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import dis
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,21 @@ from pygpt.text.corpus import Described, described, standard_library_sources
 from pygpt.text.permutation import permuted
 
 LONGEST_BODY = 500  # characters of a document, cut at a paragraph, line or word
-MOST_PACKAGES = 6  # that are told apart: those with the most examples
 LONGEST_EXPRESSION, LONGEST_INSTRUCTIONS = 40, 120
 _SILENT = ("RESUME", "PUSH_NULL", "PRECALL", "CACHE", "RETURN_VALUE", "NOP", "NOT_TAKEN")
 _JUMPS = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Await,
           ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.JoinedStr)  # fmt: skip
+_KINDS: dict[type[ast.expr], str] = {
+    ast.Call: "call",
+    ast.Attribute: "attribute",
+    ast.Subscript: "item",
+    ast.BinOp: "arithmetic",
+    ast.Compare: "comparison",
+    ast.BoolOp: "logic",
+    ast.Tuple: "collection",
+    ast.List: "collection",
+    ast.Dict: "collection",
+}
 
 
 def write_examples(task: str, folder: str | Path, held_out: float = 0.1, seed: int = 0) -> tuple[int, int]:
@@ -59,8 +68,6 @@ def write_examples(task: str, folder: str | Path, held_out: float = 0.1, seed: i
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; choose another --out")
     modules = [(name, list(_MAKERS[task](name, tree))) for name, tree in standard_library_sources()]
-    if task == "classification":
-        modules = _of_large_packages(modules)
     modules = [(name, examples) for name, examples in modules if examples]
     if len(modules) < 2:
         raise ValueError("this Python has no sources of its standard library to make examples of")
@@ -103,7 +110,7 @@ def _summarisation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
 def _dialogue(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
     for each in described(name, tree):
         summary = _summary(each)
-        if each.kind == "function" and summary and not each.name.startswith("_") and len(each.arguments) <= 60:
+        if each.kind == "function" and summary and not each.name.startswith("_") and len(each.arguments) <= 40:
             turns = [
                 f"What does {each.module}.{each.name}({each.arguments}) do?",
                 summary,
@@ -117,14 +124,8 @@ def _dialogue(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
 
 
 def _translation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Return | ast.Assign) or node.value is None:
-            continue
-        value = node.value
-        if isinstance(value, ast.Constant | ast.Name) or any(isinstance(part, _JUMPS) for part in ast.walk(value)):
-            continue
-        source = ast.unparse(value)
-        if len(source) > LONGEST_EXPRESSION or not source.isascii():
+    for value, source in _expressions(tree):
+        if any(isinstance(part, _JUMPS) for part in ast.walk(value)):
             continue
         instructions = dis.get_instructions(compile(source, name, "eval"))
         words = [f"{each.opname} {_argument(each)}".strip() for each in instructions if each.opname not in _SILENT]
@@ -133,22 +134,23 @@ def _translation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
             yield {"source": source, "target": target}
 
 
+def _expressions(tree: ast.Module) -> Iterator[tuple[ast.expr, str]]:
+    """What is returned or assigned, where it is more than a name and not long, and its text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Return | ast.Assign) and not isinstance(node.value, ast.Constant | ast.Name | None):
+            source = ast.unparse(node.value)
+            if len(source) <= LONGEST_EXPRESSION and source.isascii():
+                yield node.value, source
+
+
 def _argument(instruction: dis.Instruction) -> str:
     return instruction.argrepr or ("" if instruction.arg is None else str(instruction.arg))
 
 
 def _classification(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
-    package, dot, _ = name.partition(".")
-    for each in described(name, tree) if dot else ():
-        if len(text := each.docstring.strip()) >= 15:
-            yield {"text": _shortened(text), "label": package}
-
-
-def _of_large_packages(modules: list[tuple[str, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The examples of the packages that have the most."""
-    counts = Counter(example["label"] for _, examples in modules for example in examples)
-    kept = {package for package, _ in counts.most_common(MOST_PACKAGES)}
-    return [(name, [example for example in examples if example["label"] in kept]) for name, examples in modules]
+    for value, source in _expressions(tree):
+        if type(value) in _KINDS:
+            yield {"text": source, "label": _KINDS[type(value)]}
 
 
 _MAKERS: dict[str, Callable[[str, ast.Module], Iterator[dict[str, Any]]]] = {

@@ -57,7 +57,7 @@ def read(folder: Path, task: str) -> tuple[list[dict], list[dict]]:
 
 def test_what_the_examples_are(small: None, tmp_path: Path) -> None:
     for task in TASKS:
-        if task != "translation":  # of which all modules have the same
+        if task not in ("translation", "classification"):  # of which all modules have the same
             assert min(write_examples(task, tmp_path / task, 0.2)) > 0
     train, test = read(tmp_path / "generation", "generation")
     assert {"prompt": "Begin to count anew.", "completion": "reset"} in train
@@ -69,12 +69,6 @@ def test_what_the_examples_are(small: None, tmp_path: Path) -> None:
     contents = [turn["content"] for turn in train[0]["turns"]]
     assert re.fullmatch(r"What does package\d\.module\d\.add_\d\(numbers, \*, start=0\) do\?", contents[0])
     assert contents[3] == "numbers, *, start=0" and re.fullmatch(r"In package\d\.module\d\.", contents[5])
-    train, _ = read(tmp_path / "classification", "classification")
-    numbers = [(re.findall(r"numbers up, (\d)", pair["text"]), pair["label"]) for pair in train]
-    assert len([label for number, label in numbers if number and label == f"package{int(number[0]) % 2}"]) == 8
-    assert {"Count what comes along.", "Begin to count anew."} < {
-        pair["text"] for pair in train
-    }  # a class's, a method's
 
 
 def test_translations_are_what_python_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,13 +80,26 @@ def test_translations_are_what_python_would_run(tmp_path: Path, monkeypatch: pyt
     assert "LOAD_NAME start" in made[0]["target"] and "LOAD_CONST 1" in made[1]["target"]
 
 
+def test_an_expression_is_what_comes_last_in_it() -> None:
+    made = standard_library._classification(
+        "module", ast.parse(SOURCE + "x = a.b(c)[0]\ny = -(f(x)), 1\nz = f(1) == 2\n")
+    )
+    assert [(each["text"], each["label"]) for each in made] == [
+        ("a.b(c)[0]", "item"),
+        ("(-f(x), 1)", "collection"),
+        ("f(1) == 2", "comparison"),
+        ("start.value + numbers[0]", "arithmetic"),
+        ("print(1, end='')", "call"),
+    ]
+
+
 def test_the_same_each_time_and_nothing_in_both(small: None, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_examples("classification", tmp_path / name, 0.3, seed=5)
+        write_examples("summarisation", tmp_path / name, 0.3, seed=5)
     for split in ("train.jsonl", "test.jsonl"):
         assert (tmp_path / "a" / split).read_bytes() == (tmp_path / "b" / split).read_bytes()
-    train, test = read(tmp_path / "a", "classification")
-    assert not {pair["text"] for pair in train} & {pair["text"] for pair in test}
+    train, test = read(tmp_path / "a", "summarisation")
+    assert not {pair["document"] for pair in train} & {pair["document"] for pair in test}
 
 
 @pytest.mark.slow
