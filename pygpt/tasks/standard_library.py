@@ -94,10 +94,10 @@ def _given(example: dict[str, Any]) -> str:
 
 def _generation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
     for each in described(name, tree):
-        summary = _summary(each)
+        line = each.docstring.strip().partition("\n")[0].strip()
         plain = each.name.rpartition(".")[2]
-        if each.kind in ("function", "method") and summary and not plain.startswith("_"):
-            yield {"prompt": summary, "completion": plain}
+        if each.kind in ("function", "method") and 15 <= len(line) <= 100 and not plain.startswith("_"):
+            yield {"prompt": line, "completion": plain}
 
 
 def _summarisation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
