@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         dtype: of the parameters.
 
     Raises:
-        TypeError: if the configuration is another model's.
+        TypeError: if the configuration is another model's, or the dtype is none of floating-point numbers.
         MemoryError: if the parameters do not fit into the device's free memory.
 
     Attributes:
@@ -51,6 +51,8 @@ class Transformer(nn.Module):
         super().__init__()
         if not isinstance(config, kind):
             raise TypeError(f"config must be a {kind.__name__}, not {config!r}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a torch.dtype of floating-point numbers, not {dtype!r}")
         check_fits(config.num_parameters(), device, dtype)
         self.config = config
         self.checkpoint_blocks = False

@@ -303,3 +303,6 @@ def test_bad_targets():
         model.loss(ids, torch.full((2, 3), 99))
     with pytest.raises(TypeError, match="config must be a GPTConfig"):
         GPT("gpt2")
+    for dtype in (torch.int8, "float32"):
+        with pytest.raises(TypeError, match=r"dtype must be a torch\.dtype of floating-point numbers, not"):
+            GPT(small(), dtype=dtype)
