@@ -7,6 +7,7 @@ Letters: B batch, T time, M = B T rows, H heads, D head_dim, C width, V vocabula
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch.optim.adamw import adamw
 
 from bench.case import Call, Case, Work, largest_error
 from pygpt import ops, reference
+from pygpt.nn.rotary import rotations
 
 FLOATS = (torch.float32, torch.bfloat16)
 HALVES = (torch.bfloat16, torch.float16)
@@ -99,6 +101,7 @@ def op_rows(sizes: Sizes) -> list[Row]:
             forward=Work(9 * M * C, 4 * M * C),
             backward=Work(12 * M * C, 3 * M * C),
         ),
+        *_llama_rows(B, T),
         attention_row(B, T, H, D, causal=True),
         Row(
             "linear",
@@ -236,6 +239,58 @@ def op_rows(sizes: Sizes) -> list[Row]:
             exact=reference.linear_cross_entropy,
             forward=Work(2 * head_rows * C * V, head_rows * C + C * V, 8 * head_rows),
             backward=Work(4 * head_rows * C * V, 2 * head_rows * C + 2 * C * V, 8 * head_rows),
+        ),
+    ]
+
+
+def _llama_rows(B: int, T: int) -> list[Row]:
+    """What a Llama has and GPT-2 has not, in the sizes of SmolLM2-135M."""
+    C, N, H, G, D, M = 576, 1536, 9, 3, 64, B * T
+
+    @functools.cache
+    def table(device: torch.device) -> Tensor:
+        return rotations(T, D, 1e5).to(device, torch.float32)
+
+    def turned(x: Tensor, positions: Tensor) -> Tensor:
+        """As transformers has it."""
+        cosine, sine = table(x.device)[positions].to(x.dtype).unsqueeze(-2).chunk(2, dim=-1)
+        first, second = x.chunk(2, dim=-1)
+        return x * torch.cat([cosine, cosine], -1) + torch.cat([-second, first], -1) * torch.cat([sine, sine], -1)
+
+    turns = Work(6 * M * (H + G) * D / 2, 2 * M * (H + G) * D)
+    return [
+        Row(
+            "rms_norm",
+            "add_rms_norm",
+            f"({B}, {T}, {C})",
+            lambda d: {n: d.normal(B, T, C) for n in ("x", "residual")} | {"weight": d.normal(C)},
+            ours=lambda **inputs: ops.add_rms_norm(**inputs)[0],
+            theirs=lambda x, residual, weight: F.rms_norm(x + residual, (C,), weight, 1e-5),
+            exact=lambda **inputs: reference.add_rms_norm(**inputs)[0],
+            forward=Work(5 * M * C, 4 * M * C),
+            backward=Work(8 * M * C, 3 * M * C),
+        ),
+        Row(
+            "rotary",
+            "rotary",
+            f"({B}, {T}, {H + G}, {D})",
+            lambda d: {"x": d.normal(B, T, H + G, D), "positions": torch.arange(T)},
+            ours=lambda x, positions: ops.rotary(x, positions, table(x.device)),
+            theirs=turned,
+            exact=lambda x, positions: reference.rotary(x, positions, table(x.device)),
+            forward=turns,
+            backward=turns,
+        ),
+        Row(
+            "gated_product",
+            "gated_product, silu",
+            f"({M}, {N})",
+            lambda d: {"gate": d.normal(M, N), "up": d.normal(M, N)},
+            ours=ops.gated_product,
+            theirs=lambda gate, up: F.silu(gate) * up,
+            exact=reference.gated_product,
+            forward=Work(8 * M * N, 3 * M * N),
+            backward=Work(12 * M * N, 5 * M * N),
         ),
     ]
 

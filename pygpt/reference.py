@@ -35,6 +35,25 @@ def add_layer_norm(
     return layer_norm(total, weight, bias, eps), total
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension."""
+    x = _double(x)
+    return x / ((x * x).mean(dim=-1, keepdim=True) + eps).sqrt() * _double(weight)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """``rms_norm(x + residual)`` and ``x + residual``."""
+    total = _double(x) + _double(residual)
+    return rms_norm(total, weight, eps), total
+
+
+def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    """Pairs (i, i + head_dim / 2) of (batch, time, heads, head_dim), turned by the angles of the table's rows."""
+    cosine, sine = _double(table)[positions].unsqueeze(-2).chunk(2, dim=-1)  # (…, T, 1, D / 2)
+    first, second = _double(x).chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
 def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
@@ -49,6 +68,12 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": _gelu_tanh,
     "relu": lambda x: x.clamp(min=0),
 }
+
+
+def gated_product(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """``activation(gate) * up``."""
+    gate = _double(gate)
+    return (gate / (1 + torch.exp(-gate)) if activation == "silu" else _gelu_tanh(gate)) * _double(up)
 
 
 def linear(

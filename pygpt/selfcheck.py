@@ -15,6 +15,7 @@ from torch import Tensor
 import pygpt
 from pygpt import ops, reference
 from pygpt.extension import C
+from pygpt.nn.rotary import rotations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 ALLOWED = 16.0  # in eps of the dtype, times the largest value of the output; long sums on random input reach 12
@@ -135,6 +136,28 @@ CHECKS = (
         ops.add_layer_norm,
         reference.add_layer_norm,
         lambda d: {"x": d.normal(5, 77), "residual": d.normal(5, 77), "weight": d.normal(77), "bias": d.normal(77)},
+    ),
+    Check(
+        "rms_norm",
+        ops.add_rms_norm,
+        reference.add_rms_norm,
+        lambda d: {"x": d.normal(5, 77), "residual": d.normal(5, 77), "weight": d.normal(77)},
+    ),
+    Check(
+        "rotary",
+        ops.rotary,
+        reference.rotary,
+        lambda d: {
+            "x": d.normal(2, 5, 3, 38),
+            "positions": d.ids(9, 2, 5),
+            "table": rotations(9, 38, 1e4).float(),
+        },
+    ),
+    Check(
+        "gated_product",
+        ops.gated_product,
+        reference.gated_product,
+        lambda d: {"gate": d.normal(5, 77), "up": d.normal(5, 77)},
     ),
     Check(
         "linear",

@@ -17,7 +17,9 @@ from pygpt.extension import C
 
 ROOT = Path(__file__).parent.parent
 # Headers of csrc/ops that ops share.
-SHARED_HEADERS = {"activation", "attention_keys", "check", "implementation", "packed_weight", "product_check"}
+SHARED_HEADERS = {
+    *("activation", "attention_keys", "check", "implementation", "norm_check", "packed_weight", "product_check")
+}
 OPS = sorted(path.stem for path in (ROOT / "csrc/ops").glob("*.h") if path.stem not in SHARED_HEADERS)
 
 
@@ -103,15 +105,19 @@ def test_public_names():
     assert set(pygpt.ops.__all__) >= {
         "add",
         "add_layer_norm",
+        "add_rms_norm",
         "attention",
         "cross_entropy",
         "dropout",
         "embedding",
         "feed_forward",
+        "gated_product",
         "grad_norm",
         "layer_norm",
         "linear",
         "linear_cross_entropy",
+        "rms_norm",
+        "rotary",
         "sample",
     }
     assert set(pygpt.nn.__all__) >= {"Embedding", "FeedForward", "LayerNorm", "Linear", "MultiHeadAttention"}

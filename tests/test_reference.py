@@ -32,6 +32,30 @@ def test_layer_norm(generator, with_bias):
     close(out, F.layer_norm(total, (7,), weight, bias))
 
 
+def test_rms_norm(generator):
+    x, weight = normal(generator, 3, 4, 7, dtype=DOUBLE), normal(generator, 7, dtype=DOUBLE)
+    close(reference.rms_norm(x, weight, 1e-3), F.rms_norm(x, (7,), weight, 1e-3))
+    out, total = reference.add_rms_norm(x, x.flip(0), weight, 1e-3)
+    close(total, x + x.flip(0))
+    close(out, F.rms_norm(total, (7,), weight, 1e-3))
+
+
+def test_rotary(generator):
+    """Pairs are complex numbers, which are multiplied by e^(i angle)."""
+    x, angles = normal(generator, 2, 3, 4, 10, dtype=DOUBLE), normal(generator, 6, 5, dtype=DOUBLE)
+    positions = torch.tensor([[4, 0, 5], [1, 1, 2]])
+    out = reference.rotary(x, positions, torch.cat([angles.cos(), angles.sin()], dim=-1))
+    turn = torch.polar(torch.ones_like(angles), angles)[positions].unsqueeze(2)
+    turned = torch.complex(*x.chunk(2, dim=-1)) * turn
+    close(out, torch.cat([turned.real, turned.imag], dim=-1))
+
+
+def test_gated_product(generator):
+    gate, up = normal(generator, 3, 7, dtype=DOUBLE), normal(generator, 3, 7, dtype=DOUBLE)
+    close(reference.gated_product(gate, up), F.silu(gate) * up)
+    close(reference.gated_product(gate, up, "gelu_tanh"), F.gelu(gate, approximate="tanh") * up)
+
+
 @pytest.mark.parametrize(
     "name, peer",
     [

@@ -94,11 +94,14 @@ PYBIND11_MODULE(PYGPT_MODULE, module) {
     add_dropout(module);
     add_embedding(module);
     add_feed_forward(module);
+    add_gated_product(module);
     add_grad_norm(module);
     add_layer_norm(module);
     add_linear(module);
     add_linear_cross_entropy(module);
     add_quantized_linear(module);
+    add_rms_norm(module);
+    add_rotary(module);
     add_sample(module);
     add_session(module);
 }

@@ -48,6 +48,12 @@ void places(py::handle tokens, py::handle lengths, py::handle alive, py::handle 
     call.run(session::find_places, arguments);
 }
 
+void copy(py::handle x, py::handle out) {
+    Call call;
+    const session::Copy arguments{.x = call.input(x, "x"), .out = call.output(out, "out")};
+    call.run(session::copy, arguments);
+}
+
 void store(py::handle k, py::handle v, py::handle slots, py::handle k_cache, py::handle v_cache) {
     Call call;
     const session::Store arguments{
@@ -69,6 +75,7 @@ void add_session(py::module_& module) {
     module.def("session_run", &run, py::arg("recording"));
     module.def("session_places", &places, py::arg("tokens"), py::arg("lengths"), py::arg("alive"), py::arg("capacity"),
                py::arg("ids"), py::arg("positions"), py::arg("slots"), py::arg("query_start"), py::arg("key_lengths"));
+    module.def("session_copy", &copy, py::arg("x"), py::arg("out"));
     module.def("session_store", &store, py::arg("k"), py::arg("v"), py::arg("slots"), py::arg("k_cache"),
                py::arg("v_cache"));
 }

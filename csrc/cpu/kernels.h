@@ -10,11 +10,14 @@
 #include "ops/dropout.h"
 #include "ops/embedding.h"
 #include "ops/feed_forward.h"
+#include "ops/gated_product.h"
 #include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/quantized_linear.h"
+#include "ops/rms_norm.h"
+#include "ops/rotary.h"
 #include "ops/sample.h"
 
 namespace pygpt::cpu {
@@ -55,6 +58,11 @@ template <Isa isa>
 void feed_forward_backward(const feed_forward::Backward& arguments);
 
 template <Isa isa>
+void gated_product_forward(const gated_product::Forward& arguments);
+template <Isa isa>
+void gated_product_backward(const gated_product::Backward& arguments);
+
+template <Isa isa>
 void grad_norm_forward(const grad_norm::Forward& arguments);
 
 template <Isa isa>
@@ -74,6 +82,14 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments
 
 template <Isa isa>
 void quantized_linear_forward(const quantized_linear::Forward& arguments);
+
+template <Isa isa>
+void rms_norm_forward(const rms_norm::Forward& arguments);
+template <Isa isa>
+void rms_norm_backward(const rms_norm::Backward& arguments);
+
+template <Isa isa>
+void rotary_forward(const rotary::Forward& arguments);
 
 template <Isa isa>
 void sample_forward(const sample::Forward& arguments);

@@ -11,10 +11,13 @@
 #include "ops/dropout.h"
 #include "ops/embedding.h"
 #include "ops/feed_forward.h"
+#include "ops/gated_product.h"
 #include "ops/grad_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/rms_norm.h"
+#include "ops/rotary.h"
 #include "ops/sample.h"
 #include "session/cache.h"
 
@@ -41,6 +44,8 @@ template <int architecture>
 template <int architecture>
 [[gnu::weak]] void feed_forward_backward(const feed_forward::Backward& arguments);
 [[gnu::weak]] void find_places(const session::Places& arguments);
+[[gnu::weak]] void gated_product_forward(const gated_product::Forward& arguments);
+[[gnu::weak]] void gated_product_backward(const gated_product::Backward& arguments);
 [[gnu::weak]] void grad_norm_forward(const grad_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_forward(const layer_norm::Forward& arguments);
 [[gnu::weak]] void layer_norm_backward(const layer_norm::Backward& arguments);
@@ -51,6 +56,9 @@ template <int architecture>
 [[gnu::weak]] void linear_backward(const linear::Backward& arguments);
 template <int architecture>
 [[gnu::weak]] void linear_cross_entropy_forward(const linear_cross_entropy::Forward& arguments);
+[[gnu::weak]] void rms_norm_forward(const rms_norm::Forward& arguments);
+[[gnu::weak]] void rms_norm_backward(const rms_norm::Backward& arguments);
+[[gnu::weak]] void rotary_forward(const rotary::Forward& arguments);
 [[gnu::weak]] void sample_forward(const sample::Forward& arguments);
 [[gnu::weak]] void store_keys_values(const session::Store& arguments);
 

@@ -96,6 +96,33 @@ void find_places(Places arguments) {
     }
 }
 
+void copy(Copy arguments) {
+    const Copy& a = arguments;
+    check::like({"out", a.out}, {"x", a.x});
+    check::on_device({"x", a.x}, {DeviceType::cpu, 0}, "where a step copies");
+    if (elements(a.x) == 0) return;
+    const int inner = a.x.dimensions - 1;  // runs along the last dimension, one by one
+    const std::int64_t size = bytes_of(a.x.dtype), length = a.x.dimensions == 0 ? 1 : a.x.shape[inner];
+    const std::int64_t stride = a.x.dimensions == 0 ? 1 : a.x.strides[inner];
+    auto* out = static_cast<char*>(a.out.data);
+    for (std::int64_t run = 0; run < elements(a.x) / length; ++run) {
+        std::int64_t first = 0, rest = run;
+        for (int i = inner - 1; i >= 0; --i) {
+            first += rest % a.x.shape[i] * a.x.strides[i];
+            rest /= a.x.shape[i];
+        }
+        const char* const from = static_cast<const char*>(a.x.data) + first * size;
+        if (stride == 1) {
+            std::memcpy(out, from, static_cast<std::size_t>(length * size));
+        } else {
+            for (std::int64_t i = 0; i < length; ++i) {
+                std::memcpy(out + i * size, from + i * stride * size, static_cast<std::size_t>(size));
+            }
+        }
+        out += length * size;
+    }
+}
+
 void store(Store arguments) {
     const Store& a = arguments;
     check_pair({"k", a.k}, {"k_cache", a.k_cache});

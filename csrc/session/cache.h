@@ -33,7 +33,14 @@ struct Store {
     TensorView k_cache, v_cache;  // (B, capacity + 1, G, D)
 };
 
+// Puts the elements of a tensor of any strides one after the other, between ops that take them so; on the CPU.
+struct Copy {
+    TensorView x;    // any shape
+    TensorView out;  // like x; contiguous
+};
+
 void find_places(Places arguments);
+void copy(Copy arguments);
 void store(Store arguments);
 
 }  // namespace pygpt::session

@@ -23,6 +23,8 @@ from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from pygpt.extension import C
+
 _library: Any = torch.library.Library("pygpt", "DEF")  # type: ignore[no-untyped-call]
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
@@ -141,7 +143,13 @@ T = TypeVar("T", Tensor, Tensor | None)
 
 def contiguous(tensor: T) -> T:
     """The tensor itself if it is contiguous, else a copy that is; what is no tensor goes on to the kernel's checks."""
-    return tensor if not isinstance(tensor, Tensor) or tensor.is_contiguous() else tensor.contiguous()
+    if not isinstance(tensor, Tensor) or tensor.is_contiguous():
+        return tensor
+    if _recording.memory is None:
+        return tensor.contiguous()
+    out = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    C.session_copy(tensor, out)
+    return out
 
 
 def require_tensors(**arguments: object) -> None:

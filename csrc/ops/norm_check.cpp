@@ -1,0 +1,44 @@
+#include "ops/norm_check.h"
+
+namespace pygpt::check {
+
+std::pair<std::int64_t, std::int64_t> rows_and_width(const TensorView& x) {
+    dtype_in({"x", x}, {DType::float32, DType::bfloat16, DType::float16, DType::float64});
+    if (x.dimensions == 0 || x.shape[x.dimensions - 1] == 0) {
+        throw ValueError(text("x must have a last dimension of at least 1, but has shape ", shape_text(x)));
+    }
+    contiguous({"x", x});
+    const std::int64_t width = x.shape[x.dimensions - 1];
+    return {elements(x) / width, width};
+}
+
+void like_x(const Named& argument, const TensorView& x) {
+    if (!same_shape(argument.tensor, x)) {
+        throw ValueError(text(argument.name, " must have the shape of x, ", shape_text(x), ", but has ",
+                              shape_text(argument.tensor)));
+    }
+    dtype_is(argument, x.dtype, "the dtype of x");
+    on_device(argument, x.device, "where x is");
+    contiguous(argument);
+}
+
+void parameter_of(const Named& argument, const TensorView& x, std::int64_t width) {
+    if (argument.tensor.dtype != DType::float32) dtype_is(argument, x.dtype, "the dtype of x, or float32");
+    on_device(argument, x.device, "where x is");
+    shape_is(argument, {width}, "the last dimension of x");
+    contiguous(argument);
+}
+
+void statistics_of(const Named& argument, const TensorView& x, std::int64_t rows) {
+    const DType dtype = x.dtype == DType::float64 ? DType::float64 : DType::float32;
+    dtype_is(argument, dtype, "what statistics are kept in");
+    on_device(argument, x.device, "where x is");
+    shape_is(argument, {rows}, "one value a row of x");
+    contiguous(argument);
+}
+
+void eps_is_valid(double eps) {
+    if (!(eps >= 0)) throw ValueError(text("eps must be at least 0, but is ", eps));
+}
+
+}  // namespace pygpt::check

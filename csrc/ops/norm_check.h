@@ -1,0 +1,23 @@
+// The checks that layer_norm and rms_norm share.
+#ifndef PYGPT_OPS_NORM_CHECK_H
+#define PYGPT_OPS_NORM_CHECK_H
+
+#include <utility>
+
+#include "ops/check.h"
+
+namespace pygpt::check {
+
+// (rows, width) of the tensor x that is normalised over its last dimension.
+std::pair<std::int64_t, std::int64_t> rows_and_width(const TensorView& x);
+
+void like_x(const Named& argument, const TensorView& x);
+// (width,), of x's dtype or float32.
+void parameter_of(const Named& argument, const TensorView& x, std::int64_t width);
+// (rows,), of the dtype that x is computed in.
+void statistics_of(const Named& argument, const TensorView& x, std::int64_t rows);
+void eps_is_valid(double eps);
+
+}  // namespace pygpt::check
+
+#endif
