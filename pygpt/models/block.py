@@ -122,12 +122,16 @@ class Block(nn.Module):
         return ops.dropout(out, self.dropout) if self.training else out
 
 
-def position_table(config: TransformerConfig) -> Tensor | None:
-    """Sinusoids (context_length, width), or rotations (context_length, head_dim), in float64; None for others."""
+def position_table(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """Sinusoids (context_length, width), or rotations (context_length, head_dim); None for other positions.
+
+    Sinusoids are added to embeddings, and have their dtype; rotations are float32, for a float64 model float64.
+    """
     if config.positions == "sinusoidal":
-        return sinusoids(config.context_length, config.embedding_dim)
+        return sinusoids(config.context_length, config.embedding_dim).to(device, dtype)
     if config.positions == "rope":
-        return rotations(config.context_length, config.head_dim, config.rope_theta)
+        rounded = torch.float64 if dtype == torch.float64 else torch.float32
+        return rotations(config.context_length, config.head_dim, config.rope_theta).to(device, rounded)
     return None
 
 
@@ -141,8 +145,7 @@ def make_norm(config: TransformerConfig, **made: Any) -> LayerNorm | RMSNorm:
 def _add_norm(norm: LayerNorm | RMSNorm, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """``(norm(branch + x), branch + x)``, in the residual stream's dtype: under autocast the branch has another."""
     if isinstance(norm, RMSNorm):
-        total = ops.add(branch.to(x.dtype), x)
-        return norm(total), total
+        return ops.add_rms_norm(branch.to(x.dtype), x, norm.weight, norm.eps)
     return ops.add_layer_norm(branch.to(x.dtype), x, norm.weight, norm.bias, norm.eps)
 
 
@@ -225,8 +228,7 @@ class Stack(nn.Module):
 
     def make_position_table(self, device: torch.device, dtype: torch.dtype) -> None:
         """Compute the positions' table, if they have one that is no parameter: `_materialise` leaves it empty."""
-        table = position_table(self.config)
-        self.position_table = None if table is None else table.to(device, dtype)
+        self.position_table = position_table(self.config, device, dtype)
 
     def forward(
         self,
@@ -256,7 +258,7 @@ class Stack(nn.Module):
         elif self.config.positions == "sinusoidal" and self.position_table is not None:
             x = ops.add(x, ops.embedding(positions, self.position_table))
         elif self.position_table is not None:
-            visible["rotation"] = ops.embedding(positions, self.position_table)
+            visible["rotation"] = positions, self.position_table
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.training:

@@ -70,8 +70,7 @@ class GPT(Transformer):
         if quantization is not None:
             quantized.leave_room(self, quantization, device, dtype)
         self._materialise(device, initialise and quantization is None)
-        table = position_table(config)
-        self.register_buffer("position_table", None if table is None else table.to(device, dtype), persistent=False)
+        self.register_buffer("position_table", position_table(config, device, dtype), persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -171,7 +170,7 @@ class GPT(Transformer):
             visible = cache.begin(time, lengths)
             positions = cache.positions  # (B, T)
         if self.config.positions == "rope" and self.position_table is not None:
-            visible["rotation"] = ops.embedding(positions, self.position_table)
+            visible["rotation"] = positions, self.position_table
         embedded = self._embed(positions)  # (T, C) or (B, T, C)
         if embedded is not None:
             x = ops.add(x, embedded)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pygpt import ops
 from pygpt.nn.linear import Linear
 from pygpt.nn.rms_norm import RMSNorm
-from pygpt.nn.rotary import rotate
 
 
 class Cache(Protocol):
@@ -84,7 +83,7 @@ class MultiHeadAttention(nn.Module):
         context: Tensor | tuple[Tensor, Tensor] | None = None,
         *,
         cache: Cache | None = None,
-        rotation: Tensor | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
         decode: bool = False,
         **options: Any,
     ) -> Any:
@@ -94,7 +93,7 @@ class MultiHeadAttention(nn.Module):
             x: (batch, q_time, width).
             context: (batch, k_time, width): attend to this, or to what `keys_values` made of it. None: to ``x`` itself.
             cache: keeps the keys and values of ``x`` (or the context), and gives those that came before.
-            rotation: turns queries and keys, as `pygpt.nn.rotary.rotate` takes it.
+            rotation: positions and table with which `pygpt.ops.rotary` turns queries and keys.
             decode: as in `pygpt.ops.attention` and `pygpt.ops.linear`, but not for a context's keys and values.
             options: of `pygpt.ops.attention`, such as ``causal=True``; ``dropout`` stands in the module.
 
@@ -104,11 +103,7 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if a shape or an option does not fit.
         """
-        q, k, v = self._project(x, context, decode)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k, v = self._project(x, context, decode, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
@@ -128,18 +123,31 @@ class MultiHeadAttention(nn.Module):
         return k, v
 
     def _project(
-        self, x: Tensor, context: Tensor | tuple[Tensor, Tensor] | None, decode: bool
+        self,
+        x: Tensor,
+        context: Tensor | tuple[Tensor, Tensor] | None,
+        decode: bool,
+        rotation: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, D), keys and values (B, S, G, D)."""
+        """Queries (B, T, H, D), keys and values (B, S, G, D), normalised and turned."""
         heads, kv_heads = self.num_heads, self.num_kv_heads
         if context is None:
             qkv = self._heads(self.qkv(x, decode), heads + 2 * kv_heads)  # (B, T, H + 2 G, D)
+            if rotation is not None and self.q_norm is None:
+                qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], dim=2)
+                q, k = torch.split(ops.rotary(qk, *rotation), [heads, kv_heads], dim=2)
+                return q, k, v
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=2)
-            return q, k, v
-        rows, bias = heads * self.head_dim, self.qkv.bias
-        q = ops.linear(x, self.qkv.weight[:rows], None if bias is None else bias[:rows], decode=decode)
-        k, v = context if isinstance(context, tuple) else self.keys_values(context)
-        return self._heads(q, heads), k, v
+        else:
+            rows, bias = heads * self.head_dim, self.qkv.bias
+            q = ops.linear(x, self.qkv.weight[:rows], None if bias is None else bias[:rows], decode=decode)
+            q = self._heads(q, heads)
+            k, v = context if isinstance(context, tuple) else self.keys_values(context)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = ops.rotary(q, *rotation), ops.rotary(k, *rotation)
+        return q, k, v
 
     def _heads(self, projected: Tensor, heads: int) -> Tensor:
         return projected.view(*projected.shape[:-1], heads, self.head_dim)

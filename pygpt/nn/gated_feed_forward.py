@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pygpt import ops
 from pygpt.nn.linear import Linear
-from pygpt.nn.quantized_linear import QuantizedLinear
 
 # What is written ``activation`` -> what acts on the gate.
 GATES = {"swiglu": "silu", "geglu": "gelu_tanh"}
@@ -24,8 +23,6 @@ class GatedFeedForward(nn.Module):
         dropout: probability with which each element of the output is dropped in training.
         device: where the parameters are made.
         dtype: of the parameters.
-
-    SiLU is PyTorch's, as there is no kernel for it: the last bit of a value may depend on its place in the tensor.
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020, eq. 6.
     """
@@ -52,17 +49,9 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor, decode: bool = False) -> Tensor:
         """Map (..., width) to (..., width); ``decode`` as in `pygpt.ops.linear`."""
-        out: Tensor = self.down(self._gated(x, decode) * self.up(x, decode), decode)
+        hidden = ops.gated_product(self.gate(x, decode), self.up(x, decode), GATES[self.activation])
+        out: Tensor = self.down(hidden, decode)
         return ops.dropout(out, self.dropout) if self.training else out
-
-    def _gated(self, x: Tensor, decode: bool) -> Tensor:
-        """``activation(x W_gate^T)``, (..., hidden)."""
-        gate = self.gate
-        if self.activation == "swiglu":
-            return nn.functional.silu(gate(x, decode))
-        if isinstance(gate, QuantizedLinear):
-            return gate(x, activation=GATES[self.activation])
-        return ops.linear(x, gate.weight, gate.bias, GATES[self.activation], packed_weight=gate.packed(), decode=decode)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
