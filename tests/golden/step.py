@@ -1,4 +1,4 @@
-"""One training step and one decode of a tiny GPT, as hashes of their bytes, for each implementation set.
+"""One training step and one decode of tiny GPTs, as hashes of their bytes, for each implementation set.
 
     python -m tests.golden.step
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ CONFIG = GPTConfig(
     attention_windows=(None, 9),
     tie_head=False,
 )
+# The same with what a Llama has. By their keys in hashes.json.
+CONFIGS = {
+    "hashes": CONFIG,
+    "llama": replace(CONFIG, positions="rope", norm_type="rms", activation="swiglu", bias=False, qk_norm=True),
+}
 
 
 def c_library() -> str:
@@ -95,9 +101,9 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return out.hexdigest()
 
 
-def hashes(dtype: str) -> dict[str, str]:
+def hashes(config: GPTConfig, dtype: str) -> dict[str, str]:
     """The SHA-256 of everything that a step and a decode give."""
-    model = GPT(CONFIG, initialise=False)
+    model = GPT(config, initialise=False)
     parameters = list(model.parameters())
     with torch.no_grad():
         for stream, parameter in enumerate(parameters):
@@ -123,13 +129,14 @@ def main() -> None:
     """Write what this machine computes; sets that it cannot run keep what is there."""
     recorded = json.loads(HASHES.read_text()) if HASHES.exists() else {}
     if recorded.get("c_library") != c_library():
-        recorded = {"c_library": c_library(), "hashes": {}}
+        recorded = {"c_library": c_library()}
     for name in SETS:
         if reason := missing(name):
             print(f"{name}: left as it is; {reason}")
             continue
         with forced(name):
-            recorded["hashes"][name] = {dtype: hashes(dtype) for dtype in DTYPES}
+            for key, config in CONFIGS.items():
+                recorded.setdefault(key, {})[name] = {dtype: hashes(config, dtype) for dtype in DTYPES}
         print(f"{name}: written")
     HASHES.write_text(json.dumps(recorded, indent=2) + "\n")
 
