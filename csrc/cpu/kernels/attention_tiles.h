@@ -404,7 +404,8 @@ void pair_rows(std::int64_t count, const RowOf& row_of, std::int64_t width, Bflo
             const std::int64_t columns = std::clamp<std::int64_t>(width - i, 0, 16);
             const auto present = static_cast<__mmask16>((1u << columns) - 1);
             const auto load = [&](const bfloat16* row) {
-                return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(row ? present : __mmask16(0), row + i));
+                const __m256i values = row ? _mm256_maskz_loadu_epi16(present, row + i) : _mm256_setzero_si256();
+                return _mm512_cvtepu16_epi32(values);
             };
             __m512i both[pairs];
 #pragma GCC unroll 8
