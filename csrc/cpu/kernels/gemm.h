@@ -326,6 +326,13 @@ void product(const Operand<Storage>& left, const Operand<RightStorage>& right,
     const std::int64_t chunk =
         divide_up(block_row_panels, std::clamp<std::int64_t>(wanted_tasks / groups, 1, divide_up(block_row_panels, 4)));
 
+    // A thread's tasks, which are neighbours, have rows in common where more of A is packed than of B, else columns:
+    // what one thread alone has read need not be taken from another's cache when it is packed over. (Sharing A costs a
+    // little more than sharing B.)
+    const std::int64_t packed_rows = M * divide_up(all_panels, wide_panels);
+    const std::int64_t packed_columns = N * divide_up(M, block_rows);
+    const bool by_rows = 4 * packed_rows >= 3 * packed_columns;
+
     const Scratch left_scratch(static_cast<std::size_t>(block_rows * row_bytes));
     const Scratch right_scratch(packed ? 0 : static_cast<std::size_t>(block_panels * panel_bytes));
     const Scratch sums_scratch(whole_k ? 0 : static_cast<std::size_t>(block_row_panels * wide_panels * tile_bytes));
@@ -343,13 +350,15 @@ void product(const Operand<Storage>& left, const Operand<RightStorage>& right,
                 packed ? packed + (first_panel * steps + step) * panel_columns : right_panels;
             const std::int64_t right_stride = (packed ? steps : here) * panel_columns;
             const std::int64_t chunks = divide_up(row_panels, chunk);
+            const std::int64_t part_groups = divide_up(panels, group);
             const bool last = step + here >= steps;
-            parallel_for(divide_up(panels, group) * chunks, [&](std::int64_t task) {
+            parallel_for(part_groups * chunks, [&](std::int64_t task) {
                 alignas(64) Number own_sums[tile_size];
-                const std::int64_t begin = task / chunks * group;
+                const std::int64_t begin = (by_rows ? task % part_groups : task / chunks) * group;
                 const std::int64_t end = std::min(begin + group, panels);
-                const std::int64_t bottom = std::min((task % chunks + 1) * chunk, row_panels);
-                for (std::int64_t row_panel = task % chunks * chunk; row_panel < bottom; ++row_panel) {
+                const std::int64_t top = (by_rows ? task / part_groups : task % chunks) * chunk;
+                const std::int64_t bottom = std::min(top + chunk, row_panels);
+                for (std::int64_t row_panel = top; row_panel < bottom; ++row_panel) {
                     const std::int64_t row = row_panel * tile_rows;
                     const std::int64_t height = std::min<std::int64_t>(tile_rows, rows - row);
                     const Left* const left_at = left_panels + row * here * left_per_step;
