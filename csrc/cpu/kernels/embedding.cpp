@@ -33,18 +33,10 @@ void sort_positions(const std::int64_t* ids, std::int64_t rows, std::int64_t voc
     for (std::int64_t row = 0; row < rows; ++row) order[next[ids[row]]++] = row;
 }
 
-// Copies a row, and begins to fetch the next: rows lie anywhere in a table that is larger than the cache.
+// Copies a row, and before that begins to fetch the next: rows lie anywhere in a table that is larger than the cache.
 void copy_row(const char* from, const char* next, std::int64_t bytes, char* to) {
-    struct Lines {
-        char bytes[4][64];
-    };
-    constexpr auto lines = static_cast<std::int64_t>(sizeof(Lines));
-    std::int64_t i = 0;
-    for (; i + lines <= bytes; i += lines) {
-        for (std::int64_t line = 0; line < lines; line += 64) __builtin_prefetch(next + i + line);
-        std::memcpy(to + i, from + i, lines);
-    }
-    std::memcpy(to + i, from + i, static_cast<std::size_t>(bytes - i));
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
 }
 
 template <class Storage>
