@@ -11,7 +11,7 @@
 namespace pygpt::cpu {
 namespace {
 
-constexpr std::int64_t elements_per_task = 8192;
+constexpr std::int64_t elements_per_task = 32768;
 
 struct Run {
     std::size_t parameter;
@@ -50,17 +50,25 @@ void update(const adamw::Step& a, const Run& run) {
     auto* exp_avg = static_cast<Number*>(p.exp_avg.data) + run.first;
     auto* exp_avg_sq = static_cast<Number*>(p.exp_avg_sq.data) + run.first;
     auto* master = p.master ? static_cast<Number*>(p.master->data) + run.first : nullptr;
-    each_vector<V>(run.count, [&](std::int64_t i, std::int64_t lanes) {
-        const V g = V::load(grad + i, lanes) * grad_scale;
-        const V mean = fma(take1, g, keep1 * V::load(exp_avg + i, lanes));
-        const V variance = fma(take2 * g, g, keep2 * V::load(exp_avg_sq + i, lanes));
-        mean.store(exp_avg + i, lanes);
-        variance.store(exp_avg_sq + i, lanes);
-        const V change = lr * mean / fma(sqrt(variance), root, eps);
-        const V value = (master ? V::load(master + i, lanes) : V::load(param + i, lanes)) * decay - change;
-        if (master) value.store(master + i, lanes);
-        value.store(param + i, lanes);
-    });
+    struct Updated {
+        V mean, variance, value;
+    };
+    map_row<V>(
+        run.count,
+        [&](std::int64_t i, std::int64_t lanes) {
+            const V g = V::load(grad + i, lanes) * grad_scale;
+            const V mean = fma(take1, g, keep1 * V::load(exp_avg + i, lanes));
+            const V variance = fma(take2 * g, g, keep2 * V::load(exp_avg_sq + i, lanes));
+            const V change = lr * mean / fma(sqrt(variance), root, eps);
+            const V before = master ? V::load(master + i, lanes) : V::load(param + i, lanes);
+            return Updated{mean, variance, before * decay - change};
+        },
+        [&](std::int64_t i, std::int64_t lanes, const Updated& updated) {
+            updated.mean.store(exp_avg + i, lanes);
+            updated.variance.store(exp_avg_sq + i, lanes);
+            if (master) updated.value.store(master + i, lanes);
+            updated.value.store(param + i, lanes);
+        });
 }
 
 }  // namespace
