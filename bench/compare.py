@@ -171,7 +171,7 @@ def median_seconds(contenders: dict[str, Call], settings: Settings, recorded: bo
     for number in range(rounds):
         order = list(near) if number % 2 == 0 else list(reversed(near))
         for name in order:
-            time.sleep(0.002)  # the other's threads stop spinning
+            time.sleep(0.02)  # the other's threads stop spinning: those of PyTorch, GNU OpenMP, after about 5 ms
             samples[name].append(measurements[name]())
     return {name: statistics.median(values) for name, values in (samples | far_behind).items()}, rounds
 
