@@ -290,6 +290,7 @@ class _Writer:
         if stops.tokens and not self._told:
             self._ends = torch.tensor(sorted(stops.tokens), device=device)
         self._look_every = LOOK_EVERY if recording.has_graphs(device) or EMULATED else 1
+        self._all_alive = rows == 1 and self._look_every == 1  # a single row's end is seen before the next step
         self._seeds = seeds
         self._pad_token = pad_token
         self._penalty = repetition_penalty
@@ -320,7 +321,8 @@ class _Writer:
             allowed = self._rules.forbid(allowed, self.tokens, self.lengths, self.starts, self.alive, left)
             self._step += 1
         chosen, _ = ops.sample(allowed, seeds=self._seeds, positions=self.lengths, **self._sampling)
-        chosen = chosen.masked_fill(~self.alive, self._pad_token)  # (R,)
+        if not self._all_alive:
+            chosen = chosen.masked_fill(~self.alive, self._pad_token)  # (R,)
         if self._keep_logprobs:
             logprobs = ops.cross_entropy(logits, chosen, reduction="none").neg().masked_fill(~self.alive, 0.0)
             self.logprobs.scatter_(1, (self.lengths - self._first).unsqueeze(1), logprobs.unsqueeze(1))
