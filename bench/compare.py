@@ -20,7 +20,6 @@ and, with a backward pass, of the gradients, at fewer rows (batch 1, time 256). 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import datetime
 import itertools
@@ -190,15 +189,6 @@ def measurement(call: Call, once: float, recorded: bool) -> Callable[[], float]:
     return measure
 
 
-def keep_freed_memory() -> None:
-    """Make malloc neither give memory back to the system nor map large blocks of their own (glibc; no-op elsewhere)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        trim_threshold, most_mapped_blocks = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
-        mallopt(trim_threshold, -1)  # never
-        mallopt(most_mapped_blocks, 0)
-
-
 def timed(call: Call, repeats: int = 1) -> float:
     """Seconds of a call; on a GPU until its work is done."""
     synchronize = torch.cuda.synchronize if gpu.in_use() else lambda: None
@@ -339,7 +329,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    keep_freed_memory()
+    machine.keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda":

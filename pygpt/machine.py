@@ -6,6 +6,7 @@ of the process, per number of threads.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -25,6 +26,19 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> None:
+    """Make malloc neither give memory back to the system nor map large blocks of their own (glibc; no-op elsewhere).
+
+    For a process that allocates the same large tensors again and again: a training step of GPT-2's width on two cores
+    takes a tenth less time when its pages are not fetched, and filled with zeros, anew in every step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        trim_threshold, most_mapped_blocks = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
+        mallopt(trim_threshold, -1)  # never
+        mallopt(most_mapped_blocks, 0)
 
 
 def memory_bytes() -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -41,3 +45,22 @@ def test_bad_arguments_are_named() -> None:
         C.measure_arithmetic("scalar", "bfloat16", 0.01)
     with pytest.raises(ValueError, match="bytes must be at least 4096 a thread"):
         C.measure_bandwidth(1, 0.01)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
+def test_freed_memory_stays_with_the_process() -> None:
+    code = """
+import torch
+from pathlib import Path
+from pygpt.machine import keep_freed_memory
+
+def resident():  # MiB
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+keep_freed_memory()
+before = resident()
+torch.zeros(100 << 18).add_(1)
+print(resident() - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert float(grown) > 90

@@ -33,12 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from pygpt.machine import keep_freed_memory
     from pygpt.train.display import TerminalDisplay
     from pygpt.train.run import create, describe, describe_baselines, open_run, read_config
     from pygpt.train.trainer import TrainingStopped
 
     given = (read_toml(arguments.config) if arguments.config else {}) | flags_given(arguments)
     console = Console()
+    keep_freed_memory()
     if arguments.resume is not None:
         if arguments.out is not None:
             raise ValueError("--resume goes on in the folder it names; leave out --out")
