@@ -106,3 +106,18 @@ def test_products_on_hopper_are_made_of_its_instructions(tool: str) -> None:
         assert counts["WARPGROUP.DEPBAR"] == 2, name_of(kernel)  # for the step before, and after the last
         for name in ("UTMALDG", "UTMASTG", "USETMAXREG", "STSM"):
             assert any(code.startswith(name) for code in opcodes), f"{name_of(kernel)} has no {name}"
+
+
+@pytest.mark.parametrize("name", ["forward", "backward_fused", "backward_keys", "backward_queries"])
+def test_attention_on_hopper_is_made_of_its_instructions(tool: str, name: str) -> None:
+    """As above: with a wait after each wgmma there would be as many of these."""
+    kernels = {k: v for k, v in instructions_of(C.__file__, tool, "sm_90a").items() if f"attention_{name}_sm90" in k}
+    assert kernels
+    for kernel, opcodes in kernels.items():
+
+        def count(beginning: str, opcodes: list[str] = opcodes) -> int:
+            return sum(code.startswith(beginning) for code in opcodes)
+
+        assert count("HGMMA") >= 4 * count("WARPGROUP.DEPBAR") > 0, name_of(kernel)
+        assert count("UTMALDG") >= 4 and count("USETMAXREG") == 2, name_of(kernel)
+        assert count("LDL") == count("STL") == 0, name_of(kernel)
