@@ -28,6 +28,7 @@ from pygpt.text.corpus import Described, described, standard_library_sources
 from pygpt.text.permutation import permuted
 
 LONGEST_BODY = 500  # characters of a document, cut at a paragraph, line or word
+LONGEST_DIALOGUE = 200
 LONGEST_EXPRESSION, LONGEST_INSTRUCTIONS = 40, 120
 _SILENT = ("RESUME", "PUSH_NULL", "PRECALL", "CACHE", "RETURN_VALUE", "NOP", "NOT_TAKEN")
 _JUMPS = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Await,
@@ -110,7 +111,7 @@ def _summarisation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
 def _dialogue(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
     for each in described(name, tree):
         summary = _summary(each)
-        if each.kind == "function" and summary and not each.name.startswith("_") and len(each.arguments) <= 40:
+        if each.kind == "function" and summary and not each.name.startswith("_"):
             turns = [
                 f"What does {each.module}.{each.name}({each.arguments}) do?",
                 summary,
@@ -120,7 +121,8 @@ def _dialogue(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
                 f"In {each.module}.",
             ]
             roles = ("user", "assistant") * 3
-            yield {"turns": [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]}
+            if sum(map(len, turns)) <= LONGEST_DIALOGUE:
+                yield {"turns": [{"role": r, "content": c} for r, c in zip(roles, turns, strict=True)]}
 
 
 def _translation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
