@@ -2,7 +2,7 @@
 
 ::
 
-    generation      what a function does -> its name
+    generation      a function's definition -> a call of it
     summarisation   the body of a docstring -> its first line
     dialogue        what does it do, what are its arguments, and where is it?
     translation     an expression -> the instructions of Python's machine, as ``dis`` writes them
@@ -28,7 +28,7 @@ from pygpt.text.corpus import Described, described, standard_library_sources
 from pygpt.text.permutation import permuted
 
 LONGEST_BODY = 500  # characters of a document, cut at a paragraph, line or word
-LONGEST_DIALOGUE = 200
+LONGEST_DIALOGUE, LONGEST_DEFINITION = 200, 80
 LONGEST_EXPRESSION, LONGEST_INSTRUCTIONS = 40, 120
 _SILENT = ("RESUME", "PUSH_NULL", "PRECALL", "CACHE", "RETURN_VALUE", "NOP", "NOT_TAKEN")
 _JUMPS = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Await,
@@ -94,11 +94,20 @@ def _given(example: dict[str, Any]) -> str:
 
 
 def _generation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:
-    for each in described(name, tree):
-        line = each.docstring.strip().partition("\n")[0].strip()
-        plain = each.name.rpartition(".")[2]
-        if each.kind in ("function", "method") and 15 <= len(line) <= 100 and not plain.startswith("_"):
-            yield {"prompt": line, "completion": plain}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            prompt, completion = f"def {node.name}({ast.unparse(node.args)})", f"{node.name}({_passed(node.args)})"
+            if len(prompt) <= LONGEST_DEFINITION and prompt.isascii() and not completion.endswith("()"):
+                yield {"prompt": prompt, "completion": completion}
+
+
+def _passed(arguments: ast.arguments) -> str:
+    """What a call passes for a function's arguments, each by its name; without a method's own object."""
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args)]
+    names = names[1:] if names[:1] in (["self"], ["cls"]) else names
+    names += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+    names += [f"{each.arg}={each.arg}" for each in arguments.kwonlyargs]
+    return ", ".join([*names, f"**{arguments.kwarg.arg}"] if arguments.kwarg else names)
 
 
 def _summarisation(name: str, tree: ast.Module) -> Iterator[dict[str, Any]]:

@@ -60,8 +60,9 @@ def test_what_the_examples_are(small: None, tmp_path: Path) -> None:
         if task not in ("translation", "classification"):  # of which all modules have the same
             assert min(write_examples(task, tmp_path / task, 0.2)) > 0
     train, test = read(tmp_path / "generation", "generation")
-    assert {"prompt": "Begin to count anew.", "completion": "reset"} in train
-    assert {len(train), len(test)} == {9, 2} and not any("_hidden" in pair["completion"] for pair in train)
+    assert len(train) == 8 and len(test) == 2
+    assert all(pair["prompt"] == f"def {pair['completion'][:5]}(numbers, *, start=0)" for pair in train + test)
+    assert all(re.fullmatch(r"add_\d\(numbers, start=start\)", pair["completion"]) for pair in train + test)
     train, test = read(tmp_path / "summarisation", "summarisation")
     assert all(re.fullmatch(r"Add numbers up, \d, to their sum\.", pair["summary"]) for pair in train + test)
     assert "the order in which" in train[0]["document"] and len(train) == 8 and len(test) == 2
@@ -78,6 +79,12 @@ def test_translations_are_what_python_would_run(tmp_path: Path, monkeypatch: pyt
         names = {i.opname for i in dis.get_instructions(compile(each["source"], "", "eval"))}
         assert set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", each["target"])) <= names
     assert "LOAD_NAME start" in made[0]["target"] and "LOAD_CONST 1" in made[1]["target"]
+
+
+def test_a_call_passes_each_argument() -> None:
+    source = "class A:\n def f(self, a: int, /, b=1, *c, d, e=2, **g): pass\ndef h(): pass\nasync def k(*, x): pass\n"
+    made = standard_library._generation("module", ast.parse(source))
+    assert sorted(each["completion"] for each in made) == ["f(a, b, *c, d=d, e=e, **g)", "k(x=x)"]
 
 
 def test_an_expression_is_what_comes_last_in_it() -> None:
