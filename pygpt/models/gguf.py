@@ -124,7 +124,7 @@ def text_parts(path: str | Path) -> TextParts:
     begins = _field(reader, "tokenizer.ggml.add_bos_token", path, False)
     begin = _field(reader, "tokenizer.ggml.bos_token_id", path, None) if begins else None
     return TextParts(
-        BPETokenizer(backend, str(path), partial=True),
+        BPETokenizer(backend, str(path)),
         _field(reader, "tokenizer.chat_template", path, None),
         "" if begin is None else tokens[begin],
         _field(reader, "tokenizer.ggml.eos_token_id", path, None),

@@ -6,7 +6,15 @@ from pygpt.text.finish import Finish, collapse_repeats, strip_prompt, trim_to_se
 from pygpt.text.loader import BatchLoader, sequential_batches
 from pygpt.text.sentences import sentences
 from pygpt.text.token_file import PrepareReport, TokenFile, prepare
-from pygpt.text.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TextStream, Tokenizer, make_tokenizer
+from pygpt.text.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    TextStream,
+    Tokenizer,
+    WordPieceTokenizer,
+    make_tokenizer,
+)
 from pygpt.text.words import WordList
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "TokenFile",
     "Tokenizer",
     "WordList",
+    "WordPieceTokenizer",
     "clean",
     "collapse_repeats",
     "load_corpus",

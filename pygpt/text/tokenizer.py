@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters, bytes, and byte-level BPE (GPT-2's, or one trained on a corpus).
+"""Text to token ids and back: characters, bytes, byte-level BPE (GPT-2's, or trained on a corpus), WordPiece (BERT's).
 
 Every tokenizer gives each token its bytes, so that decoding, also of a stream, is joining bytes and reading UTF-8. A
 tokenizer is saved in one file, ``tokenizer.json``: for BPE in the format of the ``tokenizers`` library, which other
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordPiece
 from tokenizers.trainers import BpeTrainer
 
 from pygpt.files import atomic_write_json, atomic_write_text, read_json
@@ -114,7 +114,9 @@ class Tokenizer(ABC):
 
     @staticmethod
     def load(folder: str | PathLike[str]) -> "Tokenizer":
-        """Read the tokenizer in a folder: ``tokenizer.json``, or GPT-2's ``vocab.json`` and ``merges.txt``.
+        """Read the tokenizer in a folder: ``tokenizer.json``, GPT-2's ``vocab.json`` and ``merges.txt``, ``vocab.txt``.
+
+        The last is BERT's; a ``tokenizer_config.json`` beside it says whether case is kept.
 
         Raises: FileNotFoundError if neither is there; ValueError naming the file if it is truncated, foreign, of a
             newer version, or a kind of tokenizer that pygpt does not have.
@@ -123,14 +125,20 @@ class Tokenizer(ABC):
         path = folder / "tokenizer.json"
         if path.is_file():
             content = read_json(path)
-            if "pygpt_tokenizer" not in content:
-                return BPETokenizer(_read_tokenizers_json(path, content), str(path))
-            return _read_own(path, content)
+            if "pygpt_tokenizer" in content:
+                return _read_own(path, content)
+            backend = _read_tokenizers_json(path, content)
+            if content["model"].get("type") == "WordPiece":
+                return WordPieceTokenizer(backend, str(path))
+            return BPETokenizer(backend, str(path))
         vocab, merges = folder / "vocab.json", folder / "merges.txt"
         if vocab.is_file() and merges.is_file():
             return BPETokenizer(_read_vocab_and_merges(vocab, merges), str(merges))
+        words = folder / "vocab.txt"
+        if words.is_file():
+            return WordPieceTokenizer(_read_words(words), str(words))
         raise FileNotFoundError(
-            f"no tokenizer in {str(folder)!r}: neither tokenizer.json nor vocab.json with merges.txt"
+            f"no tokenizer in {str(folder)!r}: neither tokenizer.json nor vocab.json with merges.txt, nor vocab.txt"
         )
 
     def _missing(self, names: Iterable[str]) -> list[str]:
@@ -328,12 +336,12 @@ class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding: bytes, and the merges of two tokens into one that training found frequent.
 
     Text is first split into words, numbers, punctuation and whitespace by GPT-2's pattern; merges stay inside these.
-    Make one by :meth:`train` or :meth:`Tokenizer.load`.
+    Make one by :meth:`train` or :meth:`Tokenizer.load`. A vocabulary may lack some bytes, as SmolLM's does; texts that
+    have them are refused.
 
     Args:
         backend: the ``tokenizers`` library's object that encodes.
         origin: what messages call it.
-        partial: take a vocabulary that lacks some bytes; texts that have them are refused.
 
     Raises: ValueError if the backend is no byte-level BPE as GPT-2's is.
 
@@ -342,13 +350,13 @@ class BPETokenizer(Tokenizer):
 
     kind = "byte-level BPE"
 
-    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "backend", partial: bool = False) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "backend") -> None:
         self._backend = backend
         backend.no_padding()
         backend.no_truncation()
         self._description: dict[str, Any] = json.loads(backend.to_str())
         self._special = {int(t["id"]): str(t["content"]) for t in self._description["added_tokens"]}
-        _check_byte_level(self._description, set(self._special.values()), origin, partial)
+        _check_byte_level(self._description, set(self._special.values()), origin)
         ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError(f"{origin}: the {len(ids)} token ids are not 0 to {len(ids) - 1}, each once")
@@ -360,7 +368,6 @@ class BPETokenizer(Tokenizer):
             self._bytes[token] = content.encode() if special else bytes(values[character] for character in content)
         self._end_of_document = ids.get(END_OF_TEXT)
         self._literal: tokenizers.Tokenizer | None = None  # made when it is first needed
-        self._partial = partial
 
     @classmethod
     def train(cls, documents: Iterable[Document], vocab_size: int) -> "BPETokenizer":
@@ -409,7 +416,7 @@ class BPETokenizer(Tokenizer):
         """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens(self._missing(names))
-        return BPETokenizer(backend, partial=self._partial)
+        return BPETokenizer(backend)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode several texts in parallel. Raises: as :meth:`encode`."""
@@ -441,6 +448,99 @@ class BPETokenizer(Tokenizer):
     def _content(self) -> dict[str, Any]:
         model = self._description["model"]
         return {"vocab": model["vocab"], "merges": model["merges"], "special": self._special}
+
+
+class WordPieceTokenizer(Tokenizer):
+    """BERT's: words, each cut from the left into the longest pieces that the vocabulary has.
+
+    What lies between words, and case and accents where the vocabulary has none, are not kept: ``decode(encode(text))``
+    is the normalised words, with a space before each but the first. Punctuation is a word. A word with a character that
+    no piece has is the token ``[UNK]``. Make one by :meth:`Tokenizer.load`.
+
+    Args:
+        backend: the ``tokenizers`` library's object that encodes.
+        origin: what messages call it.
+
+    Raises: ValueError if the backend is no WordPiece.
+
+    Source: Devlin et al., "BERT", 2018, section 3; Wu et al., "Google's Neural Machine Translation System", 2016.
+    """
+
+    kind = "WordPiece"
+
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "backend") -> None:
+        self._backend = backend
+        backend.no_padding()
+        backend.no_truncation()
+        self._description: dict[str, Any] = json.loads(backend.to_str())
+        model = self._description["model"]
+        if model["type"] != "WordPiece":
+            raise ValueError(f"{origin} has a model of type {model['type']}, not WordPiece")
+        self._special = {int(t["id"]): str(t["content"]) for t in self._description["added_tokens"]}
+        ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise ValueError(f"{origin}: the {len(ids)} token ids are not 0 to {len(ids) - 1}, each once")
+        self._bytes = [b""] * len(ids)
+        prefix = model["continuing_subword_prefix"]
+        for content, token in ids.items():
+            inside = content.startswith(prefix) and token not in self._special
+            self._bytes[token] = (content.removeprefix(prefix) if inside else f" {content}").encode()
+        self._literal = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._literal.encode_special_tokens = True
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of pieces and special tokens."""
+        return len(self._bytes)
+
+    @property
+    def end_of_document(self) -> None:
+        """There is none."""
+        return None
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """By their names."""
+        return {name: token for token, name in sorted(self._special.items())}
+
+    def with_special(self, names: Iterable[str]) -> "WordPieceTokenizer":
+        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens(self._missing(names))
+        return WordPieceTokenizer(backend)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts in parallel. Raises: as :meth:`encode`."""
+        return self._encode(self._backend, texts)
+
+    def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts in parallel, without special tokens. Raises: as :meth:`encode`."""
+        return self._encode(self._literal, texts)
+
+    def _encode(self, backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            self._check_text(text)
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Give the words. Raises: ValueError if an id is not in the vocabulary."""
+        return super().decode(tokens).removeprefix(" ")
+
+    def token_bytes(self, token: int) -> bytes:
+        """Give a piece's bytes, after a space if it begins a word. Raises: ValueError if the id is unknown."""
+        return self._bytes[self._check_token(token)]
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write ``tokenizer.json``, as the ``tokenizers`` library reads it. Raises: OSError, see ``pygpt.files``."""
+        atomic_write_text(Path(folder) / "tokenizer.json", self._backend.to_str(pretty=True))
+
+    def _content(self) -> dict[str, Any]:
+        description = self._description
+        return {
+            "vocab": description["model"]["vocab"],
+            "normalizer": description["normalizer"],
+            "special": self._special,
+        }
 
 
 def make_tokenizer(
@@ -536,6 +636,31 @@ def _read_vocab_and_merges(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def _read_words(path: Path) -> tokenizers.Tokenizer:
+    """BERT's vocabulary, a token a line, with the settings that a tokenizer_config.json has beside it."""
+    beside = path.with_name("tokenizer_config.json")
+    settings = read_json(beside) if beside.is_file() else {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    vocab = {line.rstrip("\r"): number for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names["mask_token"] = "[MASK]"
+    written = {name: settings.get(name) or token for name, token in names.items()}  # as text, or in an object
+    special = [token["content"] if isinstance(token, dict) else token for token in written.values()]
+    unknown = special[0]
+    if unknown not in vocab:
+        raise ValueError(f"{path} has no token {unknown!r}, which stands for words that it lacks")
+    backend = tokenizers.Tokenizer(WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=100))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.add_special_tokens([token for token in special if token in vocab])
+    return backend
+
+
 @functools.cache
 def _byte_values() -> dict[str, int]:
     """The byte behind each of the 256 printable characters in which byte-level BPE writes bytes.
@@ -547,7 +672,7 @@ def _byte_values() -> dict[str, int]:
     return {chr(byte): byte for byte in printing} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-def _check_byte_level(description: dict[str, Any], special: set[str], origin: str, partial: bool) -> None:
+def _check_byte_level(description: dict[str, Any], special: set[str], origin: str) -> None:
     """Refuse tokenizers whose texts would not survive, or whose ids would differ from their makers'."""
     model = description["model"]
     pre_tokenizer = description["pre_tokenizer"] or {}
@@ -566,9 +691,6 @@ def _check_byte_level(description: dict[str, Any], special: set[str], origin: st
     if set_options:
         raise ValueError(f"{origin} sets {', '.join(set_options)}, which byte-level BPE has not")
     vocab = set(model["vocab"]) - special
-    missing = _byte_values().keys() - vocab
-    if missing and not partial:
-        raise ValueError(f"{origin} has no tokens for {len(missing)} of the 256 bytes, so it cannot encode every text")
     stripping = [token["content"] for token in description["added_tokens"] if token["lstrip"] or token["rstrip"]]
     if stripping:
         raise ValueError(f"{origin} has special tokens that swallow whitespace beside them: {', '.join(stripping)}")

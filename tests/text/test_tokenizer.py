@@ -17,7 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pygpt.text import BPETokenizer, ByteTokenizer, CharTokenizer, Document, Tokenizer, make_tokenizer
+from pygpt.text import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Document,
+    Tokenizer,
+    WordPieceTokenizer,
+    make_tokenizer,
+)
 
 ALPHABET = "aäbc 😀\n\t_e\u0301"
 
@@ -399,3 +407,51 @@ def test_special_tokens_of_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"pygpt_tokenizer": 1, "kind": "bytes", "special": "<|a|>"}')
     with pytest.raises(ValueError, match="'special' should be a list of names"):
         Tokenizer.load(tmp_path)
+
+
+WORDS = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", ".", "!", "'", "the", "cat", "sat", "mat", "naive"),
+    *("##s", "##ting", "un", "##able", "\u4f60", "\u597d", "Cat", "caf\u00e9", "cafe", "##\u00e9", "1", "##2"),
+]
+SENTENCES = [
+    "The cats sat, unable!  \u4f60\u597d naïve caf\u00e9 Café CAT",
+    "[CLS] the cat [SEP] [MASK] \u200b\t sat. 12 zebras",
+    "",
+]
+
+
+def bert_folder(path: Path, **settings: Any) -> Path:
+    path.mkdir()
+    (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
+    if settings:
+        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}, {"strip_accents": False, "unk_token": "[PAD]"}])
+def test_word_pieces_are_those_of_transformers(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """From vocab.txt and from the tokenizer.json that transformers saves, and that we save."""
+    transformers = pytest.importorskip("transformers")
+    folder = bert_folder(tmp_path / "bert", **settings)
+    theirs = transformers.BertTokenizerFast.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = Tokenizer.load(folder)
+    ours.save(tmp_path / "theirs" / "..")
+    for tokenizer in (ours, Tokenizer.load(tmp_path / "theirs"), Tokenizer.load(tmp_path)):
+        assert isinstance(tokenizer, WordPieceTokenizer) and tokenizer.vocab_size == len(WORDS)
+        assert tokenizer.end_of_document is None and tokenizer.special_tokens["[CLS]"] == 2
+        for text in SENTENCES:
+            assert tokenizer.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_word_pieces_are_joined_to_words(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(bert_folder(tmp_path / "bert"))
+    assert tokenizer.decode(tokenizer.encode("The  cats sat, unable [MASK] zebras")) == (
+        "the cats sat , unable [MASK] [UNK]"
+    )
+    assert 2 not in tokenizer.encode_literally(["[CLS] the cat"])[0]
+    more = tokenizer.with_special(["[CLS]", "[END]"])
+    assert more.encode("the [END]") == [9, len(WORDS)] and more.fingerprint != tokenizer.fingerprint
+    (tmp_path / "bert" / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt has no token '\[UNK\]'"):
+        Tokenizer.load(tmp_path / "bert")
