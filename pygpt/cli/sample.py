@@ -1,4 +1,4 @@
-"""Let a model write: a run of 'pygpt train', or a folder with a GPT-2 in Hugging Face's layout and its tokenizer.
+"""Let a model write: a run of 'pygpt train', a folder in Hugging Face's layout with its tokenizer, or a GGUF file.
 
 Example:
   pygpt sample --model runs/demo --prompt "Return the" --temperature 0.8 --top-p 0.95
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which flags there are."""
-    parser.add_argument("--model", metavar="FOLDER", required=True, help="the folder of a run or of a model")
+    parser.add_argument(
+        "--model", metavar="PATH", required=True, help="the folder of a run or of a model, or a GGUF file"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="how the text begins (default: a new line)")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="(default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy (default: 0.8)")
@@ -31,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end with this text; repeatable")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts to write (default: 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another text (default: 0)")
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="hold the weights in 8 or 4 bits (CPU)")
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4", "none"),
+        help="hold the weights in 8 or 4 bits, on a CPU (default: as is)",
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as PyTorch takes)")
 
@@ -52,8 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not 1 <= arguments.threads <= MOST_THREADS:
             raise ValueError(f"threads must be from 1 to {MOST_THREADS}, not {arguments.threads}")
         torch.set_num_threads(arguments.threads)
-    model, tokenizer = load_model(arguments.model)
-    if arguments.quantize is not None:
+    as_it_is = arguments.quantize is None and device.type == "cpu"
+    model, tokenizer = load_model(arguments.model, keep_quantized=as_it_is)
+    if arguments.quantize not in (None, "none"):
         model.quantize(arguments.quantize)
     if model.quantization is not None and device.type != "cpu":
         raise ValueError(f"a quantised model is sampled on the CPU, not on {device}")

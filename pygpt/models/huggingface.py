@@ -54,6 +54,8 @@ def _own(model_type: str, model: type[Transformer], config: type[TransformerConf
     )
 
 
+_SCHEMES = ("quantization", "head_quantization")  # attributes of a model, and fields of config.json
+
 # Of quantised models, whatever their configuration.
 QUANTIZED = Layout(
     "pygpt-quantized",
@@ -62,7 +64,7 @@ QUANTIZED = Layout(
     config=lambda values, names, path: GPTConfig.from_dict(values),
     targets=lambda model: model.state_dict(keep_vars=True),
     fits=lambda config: False,
-    values=lambda model: {"quantization": model.quantization, **model.config.to_dict()},
+    values=lambda model: {**{name: getattr(model, name) for name in _SCHEMES}, **model.config.to_dict()},
     stored=lambda model: model.state_dict(keep_vars=True),
     head="",  # it stands in the file, tied or not
 )
@@ -115,7 +117,7 @@ def load(
     values = read_json(folder / CONFIG)
     layout = _layout(values.pop("model_type", None), kind, folder / CONFIG)
     device = torch.device(device)
-    made = {"quantization": _quantization(values, folder / CONFIG)} if layout is QUANTIZED else {}
+    made = _quantization(values, folder / CONFIG) if layout is QUANTIZED else {}
     files = _weight_files(folder)
     stored = {name: layout.canonical(name) for name in _stored_names(files)}
     names = {name for name in stored.values() if name is not None}
@@ -192,12 +194,14 @@ def save(model: Transformer, folder: str | Path) -> str:
     return layout.model_type
 
 
-def _quantization(values: dict[str, Any], path: Path) -> str:
-    """The scheme that config.json names, which is taken out of its values."""
-    scheme = values.pop("quantization", None)
-    if scheme not in SCHEMES:
-        raise ValueError(f"{path}: quantization is {scheme!r}; pygpt reads {', '.join(SCHEMES)}")
-    return str(scheme)
+def _quantization(values: dict[str, Any], path: Path) -> dict[str, str]:
+    """The schemes that config.json names, which are taken out of its values; a head without one has the others'."""
+    of_all = values.pop("quantization", None)
+    schemes = {"quantization": of_all, "head_quantization": values.pop("head_quantization", of_all)}
+    for name, scheme in schemes.items():
+        if scheme not in SCHEMES:
+            raise ValueError(f"{path}: {name} is {scheme!r}; pygpt reads {', '.join(SCHEMES)}")
+    return schemes
 
 
 def _layout(model_type: Any, kind: type[Transformer], path: Path) -> Layout:

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
     from pygpt.models.gpt import GPT
 
 
-def quantize(model: GPT, scheme: str) -> None:
+def quantize(model: GPT, scheme: str, head_scheme: str) -> None:
     """Round the weights of a model; `GPT.quantize` says everything."""
     check_scheme(scheme)
+    check_scheme(head_scheme)
     if model.quantization is not None:
         raise ValueError(f"the model is quantised already, as {model.quantization}; quantise the one it was made from")
     table = model.token_embedding.weight
     _check(table.device, table.dtype)
-    tied = None if model.head is not None else QuantizedLinear.of(table, None, scheme)
-    _replace(model, lambda linear: QuantizedLinear.of(linear.weight, linear.bias, scheme))
-    _finish(model, tied, scheme)
+    tied = None if model.head is not None else QuantizedLinear.of(table, None, head_scheme)
+
+    def rounded(linear: Linear) -> QuantizedLinear:
+        return QuantizedLinear.of(linear.weight, linear.bias, head_scheme if linear is model.head else scheme)
+
+    _replace(model, rounded)
+    _finish(model, tied, scheme, head_scheme)
 
 
-def leave_room(model: GPT, scheme: str, device: torch.device, dtype: torch.dtype) -> None:
+def leave_room(model: GPT, scheme: str, head_scheme: str, device: torch.device, dtype: torch.dtype) -> None:
     """Put quantised layers without weights into a model on ``meta`` that will be on ``device``.
 
     Raises:
@@ -36,18 +41,20 @@ def leave_room(model: GPT, scheme: str, device: torch.device, dtype: torch.dtype
         ValueError: if there is no such scheme, or the device or dtype is none for quantised weights.
     """
     check_scheme(scheme)
+    check_scheme(head_scheme)
     _check(device, dtype)
 
     def empty(linear: Linear) -> QuantizedLinear:
-        bias = linear.bias is not None
-        return QuantizedLinear(linear.in_features, linear.out_features, scheme, bias, device="meta", dtype=dtype)
+        shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+        own = head_scheme if linear is model.head else scheme
+        return QuantizedLinear(*shape, own, bias, device="meta", dtype=dtype)
 
     tied = None
     if model.head is None:
         vocabulary, width = model.token_embedding.weight.shape
-        tied = QuantizedLinear(width, vocabulary, scheme, False, device="meta")
+        tied = QuantizedLinear(width, vocabulary, head_scheme, False, device="meta")
     _replace(model, empty)
-    _finish(model, tied, scheme)
+    _finish(model, tied, scheme, head_scheme)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_bytes_fit(needed, device, f"the model's weights in {scheme}")
 
@@ -71,8 +78,8 @@ def _replace(model: nn.Module, make: Callable[[Linear], QuantizedLinear]) -> Non
         setattr(parent, name, module)
 
 
-def _finish(model: GPT, tied_head: QuantizedLinear | None, scheme: str) -> None:
+def _finish(model: GPT, tied_head: QuantizedLinear | None, scheme: str, head_scheme: str) -> None:
     if tied_head is not None:
         model.head = tied_head
-    model.quantization = scheme
+    model.quantization, model.head_quantization = scheme, head_scheme
     model.requires_grad_(False).eval()

@@ -39,6 +39,7 @@ class Transformer(nn.Module):
         checkpoint_blocks: in training, keep each block's input only and compute the block again in the backward pass.
             Bits do not change, dropout included.
         quantization: ``"int8"`` or ``"int4"`` where `GPT.quantize` made it so; else None.
+        head_quantization: the same of the head.
     """
 
     config: Any
@@ -57,6 +58,7 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpoint_blocks = False
         self.quantization: str | None = None
+        self.head_quantization: str | None = None
         self.packed_head: Tensor | None = None  # of head_weight, inside a session
         self._session: Session | None = None
 

@@ -109,20 +109,36 @@ def pack_weight(numbers: Tensor, scale: Tensor, offset: Tensor | None = None) ->
     """
     columns, places = numbers.shape
     panels, groups = -(-columns // PANEL_COLUMNS), -(-places // GROUP_PLACES)
-    padding = (0, groups * GROUP_PLACES - places, 0, panels * PANEL_COLUMNS - columns)
-    fill = 128 if offset is None else 0
-    numbers = torch.nn.functional.pad(numbers, padding, value=fill)
+    missing = groups * GROUP_PLACES - places
+    if offset is not None:
+        numbers = torch.nn.functional.pad(numbers, (0, missing)).view(columns, groups, GROUP_PLACES)
+        half = GROUP_PLACES // 2
+        return pack_pairs(numbers[..., :half] | numbers[..., half:] << 4, scale, offset)
+    padding = (0, missing, 0, panels * PANEL_COLUMNS - columns)
+    numbers = torch.nn.functional.pad(numbers, padding, value=128)
     numbers = numbers.view(panels, PANEL_COLUMNS, groups, GROUP_PLACES // 4, 4).permute(0, 2, 3, 1, 4)
-    if offset is None:
-        scale = torch.nn.functional.pad(scale, padding[2:]).view(panels, PANEL_COLUMNS)
-        return torch.cat([_bytes(scale), numbers.flatten(1)], dim=1).flatten()
-    half = GROUP_PLACES // 8
-    numbers = numbers[:, :, :half] | numbers[:, :, half:] << 4
+    scale = torch.nn.functional.pad(scale, padding[2:]).view(panels, PANEL_COLUMNS)
+    return torch.cat([_bytes(scale), numbers.flatten(1)], dim=1).flatten()
+
+
+def pack_pairs(pairs: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """`pack_weight` of int4, for numbers that lie in pairs.
+
+    Args:
+        pairs: (out, groups of 32 along in, 16), uint8: place p of the group in the lower half, p + 16 in the upper.
+        scale: (out, groups), float16.
+        offset: like ``scale``.
+    """
+    columns, groups, size = pairs.shape
+    panels = -(-columns // PANEL_COLUMNS)
+    padding = (0, 0, 0, panels * PANEL_COLUMNS - columns)
+    pairs = torch.nn.functional.pad(pairs, (0, 0, *padding))
+    pairs = pairs.view(panels, PANEL_COLUMNS, groups, size // 4, 4).permute(0, 2, 3, 1, 4)
     heads = (
-        torch.nn.functional.pad(each, (0, 0, *padding[2:])).view(panels, PANEL_COLUMNS, groups).transpose(1, 2)
+        torch.nn.functional.pad(each, padding).view(panels, PANEL_COLUMNS, groups).transpose(1, 2)
         for each in (scale, offset)
     )
-    return torch.cat([*(_bytes(head) for head in heads), numbers.flatten(2)], dim=2).flatten()
+    return torch.cat([*(_bytes(head) for head in heads), pairs.flatten(2)], dim=2).flatten()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

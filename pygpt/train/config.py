@@ -137,7 +137,9 @@ class TrainConfig:
     )
 
     # Fine-tuning
-    base: str | None = _option(str, None, "fine-tune this model: the folder of a run, or of a model and its tokenizer")
+    base: str | None = _option(
+        str, None, "fine-tune this model: a run, a folder with model and tokenizer, or a GGUF file"
+    )
     task: str | None = _option(
         str,
         None,

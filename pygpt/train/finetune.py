@@ -209,7 +209,7 @@ def _template(config: TrainConfig, base: Saved) -> str | None:
         return config.template.replace("\\n", "\n").replace("\\t", "\t")
     if base.form is not None and base.form.task == config.task:
         return getattr(base.form, "template", None)
-    if config.task == "dialogue" and (base.folder / "tokenizer_config.json").is_file():
+    if config.task == "dialogue" and (base.folder.is_file() or (base.folder / "tokenizer_config.json").is_file()):
         raise ValueError(
             f"{base.folder} has a chat template of its own: say by --template how it writes a turn, such as "
             "'<|im_start|>{role}\\n{content}<|im_end|>\\n'"

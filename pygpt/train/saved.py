@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pygpt.models import GPT, Encoder, Seq2Seq, Transformer, adapters
+from pygpt.models import GPT, Encoder, Seq2Seq, Transformer, adapters, gguf
 from pygpt.tasks.form import TaskForm, load_form
 from pygpt.text import Tokenizer
 from pygpt.text.rows import SpecialTokens
@@ -23,7 +23,7 @@ class Saved(NamedTuple):
         model: in eval mode.
         tokenizer: what its texts become.
         form: of the task that it was fine-tuned for; None: none.
-        folder: where it lies.
+        folder: where it lies; or the GGUF file.
     """
 
     model: Any
@@ -32,18 +32,23 @@ class Saved(NamedTuple):
     folder: Path
 
 
-def load_saved(folder: str | Path, dtype: torch.dtype | None = None) -> Saved:
+def load_saved(folder: str | Path, dtype: torch.dtype | None = None, *, keep_quantized: bool = False) -> Saved:
     """Load a model of any kind: of a run its best checkpoint, if it keeps it, else its newest; or any folder with both.
 
-    Adapters are merged into the model.
+    Adapters are merged into the model. A GGUF file has both; ``keep_quantized`` is that of `pygpt.models.gguf.load`.
 
     Raises: FileNotFoundError, ValueError naming what is missing, damaged, or does not fit together.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run or of a model")
-    path = Checkpoints(folder / "checkpoints").best() if (folder / "config.toml").is_file() else folder
     model: Any
+    tokenizer: Tokenizer
+    if folder.is_file() and folder.suffix == ".gguf":
+        model, (tokenizer, *_) = gguf.load_with_text(folder, dtype, keep_quantized=keep_quantized)
+        check_vocabulary(model, tokenizer)
+        return Saved(model, tokenizer, None, folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run or of a model, or a GGUF file")
+    path = Checkpoints(folder / "checkpoints").best() if (folder / "config.toml").is_file() else folder
     if (path / adapters.SETTINGS).is_file() and path != folder:
         model, _ = adapters.load(Transformer.from_pretrained(folder / BASE, dtype=dtype), path)
         adapters.merge(model)
@@ -54,9 +59,9 @@ def load_saved(folder: str | Path, dtype: torch.dtype | None = None) -> Saved:
     return Saved(model.eval(), tokenizer, load_form(path, model, tokenizer), path)
 
 
-def load_model(folder: str | Path) -> tuple[GPT, Tokenizer]:
+def load_model(folder: str | Path, *, keep_quantized: bool = False) -> tuple[GPT, Tokenizer]:
     """Load a GPT and its tokenizer, as `load_saved`. Raises: also ValueError if the model is no GPT."""
-    model, tokenizer, _, path = load_saved(folder)
+    model, tokenizer, _, path = load_saved(folder, keep_quantized=keep_quantized)
     if not isinstance(model, GPT):
         raise ValueError(f"{path} holds a model which pygpt.{type(model).__name__} reads, not GPT: it does not write")
     return model, tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pygpt import GPT, Encoder, Seq2Seq
 from pygpt.cli import main
@@ -17,6 +18,7 @@ from pygpt.train.checkpoint import Checkpoints, load_values
 from pygpt.train.metrics import read_metrics
 from pygpt.train.saved import load_model, load_saved
 from tests.cli.conftest import Run
+from tests.models.llama_file import gguf_file
 
 SHAPE = shlex.split(
     "--tokenizer char --layers 1 --heads 2 --width 16 --context 48 --batch-size 4 --steps 2 --sample-every 0 "
@@ -65,6 +67,23 @@ def write(path: Path, *lines: Any) -> str:
 def examples(task: str, count: int = 40) -> list[dict[str, Any]]:
     draw = random.Random(0)
     return [example(task, draw.choice(ANIMALS)) for _ in range(count)]
+
+
+def test_a_gguf_file_is_a_base(tmp_path: Path, capsys: Out) -> None:
+    """The base of the run is a folder, which needs the file no more."""
+    pytest.importorskip("gguf", reason="the package gguf, which reads GGUF files, is not installed")
+    base = gguf_file(tmp_path / "base.gguf", "the cat sat on the mat. the dog. " * 9)
+    data = write(tmp_path / "data.jsonl", *examples("generation"))
+    words = ["train", "--base", str(base), "--task", "generation", "--data", data, "--out", str(tmp_path / "run")]
+    assert main([*words, *TUNE, "--lora-rank", "2"]) == 0
+    kept, form = GPT.from_pretrained(tmp_path / "run" / "base"), load_saved(base)
+    assert kept.config.positions == "rope" and kept.config.norm_type == "rms"
+    right = form.model.token_embedding.weight
+    assert torch.equal(kept.token_embedding.weight[: len(right)], right)
+    base.unlink()
+    assert load_saved(tmp_path / "run").form is not None
+    assert main(["sample", "--model", str(tmp_path / "run"), "--prompt", "the cat", "--max-new-tokens", "2"]) == 0
+    capsys.readouterr()
 
 
 def files(run: Path) -> dict[str, bytes]:

