@@ -10,8 +10,7 @@ namespace pygpt::cpu {
 namespace {
 
 constexpr std::int64_t elements_per_task = 8192;
-constexpr std::int64_t least_columns =
-    256;  // of a task; long runs of each row stream faster, as far as there are tasks
+constexpr std::int64_t least_columns = 256;  // of a task: long runs of a row stream faster, but all threads need tasks
 constexpr std::int64_t most_columns = 4096;
 constexpr std::int64_t wanted_tasks = 64;
 
@@ -25,13 +24,11 @@ void add_forward<this_isa>(const add::Forward& a) {
         const std::int64_t runs = (a.width + elements_per_task - 1) / elements_per_task;  // of a part
         // Parts smaller than a run share a task, so that a narrow y costs no task a row.
         const std::int64_t parts = std::max<std::int64_t>(1, elements_per_task / std::max<std::int64_t>(1, a.width));
-        const std::int64_t groups = (a.repeats + parts - 1) / parts;  // of parts
-        // One part after the other with the same run of y, which stays in the cache.
-        parallel_for(groups * runs, [&](std::int64_t task) {
-            const std::int64_t first = task / groups * elements_per_task;
+        parallel_for((a.repeats + parts - 1) / parts * runs, [&](std::int64_t task) {
+            const std::int64_t first = task % runs * elements_per_task;
             const std::int64_t count = std::min(elements_per_task, a.width - first);
             const Storage* y = static_cast<const Storage*>(a.y.data) + first;
-            const std::int64_t first_part = task % groups * parts;
+            const std::int64_t first_part = task / runs * parts;
             for (std::int64_t part = first_part; part < std::min(first_part + parts, a.repeats); ++part) {
                 const Storage* x = row_of<Storage>(a.x, part, a.width) + first;
                 Storage* out = row_of<Storage>(a.out, part, a.width) + first;
