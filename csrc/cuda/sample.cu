@@ -134,7 +134,9 @@ __device__ Key reach(const Row& row, Measure goal, Key last, MeasureOf measure_o
             if (key >= base && key <= last && (key - base) >> bits == 0) f(key, logit);
         }
     };
-    __syncthreads();  // what was found and summed up before has been read: nothing yet, in a first search
+    // What was found and summed up before has been read: nothing yet in a first search, where this is not noticed if
+    // removed.
+    __syncthreads();
     while (left > max_candidates) {
         Measure measures[parts] = {};  // of each quarter of the range
         int counts[parts] = {};

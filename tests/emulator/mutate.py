@@ -78,7 +78,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     part = tuple(int(x) for x in options.part.split("/"))
-    for m in mutations(target.from_arguments(options).run, options.kernel, options.timeout, part):
+    tested = target.from_arguments(options)
+    if isinstance(tested, target.Code):
+        tested.run_here()
+    for m in mutations(tested.run, options.kernel, options.timeout, part):
         rows.append(m)
         verdict = "noticed " if m.noticed else "SURVIVED"
         place = m.source or f"PTX line {m.line}"

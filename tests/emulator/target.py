@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PRELUDE = "import torch\nimport pygpt\nfrom pygpt import ops\ntorch.manual_seed(0)\n"
+# One thread: a fork has no others, and would wait for those that its parent had made.
+PRELUDE = "import torch\nimport pygpt\nfrom pygpt import ops\ntorch.manual_seed(0)\ntorch.set_num_threads(1)\n"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Code:
         self.names: dict[str, object] = {}
         exec(prelude, self.names)
 
+    def run_here(self) -> None:
+        """Run it in this process, whose forks then find all PTX parsed."""
+        exec(self.code, dict(self.names))
+
     def run(self, environment: Mapping[str, str], timeout: float) -> Outcome:
         """Run it with these variables added to the environment."""
         with tempfile.TemporaryFile("w+") as output:
@@ -99,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what to run."""
     parser.add_argument("--arch", default="90", help="PYGPT_EMULATE: 80, 86 or 90 (default 90)")
     parser.add_argument("-c", "--code", help="Python that raises if a result is wrong; torch, pygpt and ops are there")
+    parser.add_argument("--setup", default="", help="Python that runs once before all of it, so that -c has its names")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="instead of -c, after --: exits with 0 if right")
 
 
@@ -109,4 +115,4 @@ def from_arguments(options: argparse.Namespace) -> Command | Code:
     os.environ.setdefault("PYGPT_EMULATE", options.arch)
     # The installed pygpt, not the checkout that `python -m` puts first.
     sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT]
-    return Code(options.code) if options.code else Command(options.command)
+    return Code(options.code, PRELUDE + options.setup) if options.code else Command(options.command)

@@ -267,7 +267,7 @@ struct GroupRows {
                 seen.end[row] = keys.end - base;
             }
         }
-        __syncwarp();
+        __syncwarp();  // before other lanes read them, much later: not noticed if removed
     }
 };
 
@@ -358,6 +358,7 @@ __device__ void load(const QueryGradient<typename T::Storage>& a, RowsOwnShared<
         for (const unsigned end = tiles + item.tiles; tiles < end; ++tiles, key += T::keys) {
             load_visible(shared.k[tiles % T::stages], shared.k_ring, tiles, a.k, item, key, kv_head, shared.landed,
                          hidden);
+            // Its wait is not noticed if removed: k's stage, waited for above, is given back after v's.
             load_all(shared.v[tiles % T::stages], shared.v_ring, tiles, a.v, item, key, kv_head);
         }
     }
@@ -434,7 +435,7 @@ __device__ void multiply(const QueryGradient<typename T::Storage>& a, RowsOwnSha
             start_rows<typename T::OwnTile, KeysTile>(x, q, shared.k[stage].address());
             ptx::wgmma_commit();
             shared.v_ring.wait_full(n);
-            ptx::wgmma_fence();
+            ptx::wgmma_fence();  // for moves that ptxas makes: PTX has none since the last one, not noticed if removed
             start_rows<typename T::OwnTile, KeysTile>(grad, grad_out, shared.v[stage].address());
             ptx::wgmma_commit();
             ptx::wgmma_wait<1>();  // q·k, and the sum of the tile before

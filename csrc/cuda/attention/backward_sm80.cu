@@ -484,7 +484,9 @@ __global__ void __launch_bounds__(T::threads, 1)
             for (int row = 0; row < T::own; ++row) sum += total[row][key];
             total[0][key] = sum;
         }
-        __syncthreads();  // for who reads the loop below: with one row, each thread reads what it wrote itself
+        // For who reads the loop below: with one row, each thread reads what it wrote itself, and this is not noticed
+        // if removed.
+        __syncthreads();
     }
     for (int i = static_cast<int>(threadIdx.x); i < rows * keys; i += T::threads) {
         const int row = i / keys, key = i % keys;

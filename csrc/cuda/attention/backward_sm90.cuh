@@ -71,7 +71,9 @@ __device__ void load_rows(const GradientArguments<Storage>& a, Shared& shared, u
     auto &q = shared.q[stage], &grad_out = shared.grad_out[stage];
     shared.rows_ring.wait_empty(n);
     if (ptx::elect_lane()) {
-        ptx::fence_async_shared();  // facts were read, and perhaps written, by ordinary instructions
+        // Facts were read, and perhaps written, by ordinary instructions. Not noticed if removed: the emulated device
+        // wants a fence before asynchronous reads alone.
+        ptx::fence_async_shared();
         ptx::mbarrier_arrive_expect(barrier, 2 * q.size + static_cast<int>(sizeof(shared.facts[0])));
         q.load(a.q, query, head, batch, barrier);
         grad_out.load(a.grad_out, query, head, batch, barrier);
@@ -87,7 +89,7 @@ __device__ void load_rows(const GradientArguments<Storage>& a, Shared& shared, u
         shared.facts[stage][i] = {infinity, 0, INT_MAX, 0};
     }
     ptx::fence_async_shared();
-    __syncwarp();
+    __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
     if (ptx::elect_lane()) ptx::mbarrier_arrive(full);
 }
 

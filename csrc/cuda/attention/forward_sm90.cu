@@ -113,7 +113,8 @@ struct ForwardItem {
             kv_head = work.kv_head / a.group;
             exists = true;
         }
-        __syncwarp();  // that is written now, and what it is made of needs no registers below
+        // That is written now, and what it is made of needs no registers below: for that alone, not noticed if removed.
+        __syncwarp();
         const std::int64_t first = work.tile * T::rows;
         const bool of_group = lane < T::groups;
         const RowTile seeing({sequence, 0, 1},
@@ -212,7 +213,7 @@ __device__ void plan(const ForwardArguments<typename T::Storage>& a, ForwardShar
             item.make(a, index);
         else
             item.exists = false;
-        __syncwarp();
+        __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
         if (ptx::elect_lane()) ptx::mbarrier_arrive(shared.item_ring.full(n));
         if (!exists) return;
     }
@@ -260,9 +261,9 @@ struct Turn {
     }
     __device__ void wait() const { ptx::barrier_sync(first_id + group, 2 * group_threads); }
     __device__ void pass() const { ptx::barrier_arrive(first_id + (group + 1) % groups, 2 * group_threads); }
-    // Takes the turn that is left.
+    // Takes the turn that is left, so that a block ends with all barriers as they were.
     __device__ void end() const {
-        if (group == 0) wait();
+        if (group == 0) wait();  // nothing comes after it: not noticed if removed
     }
 };
 
@@ -392,16 +393,17 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
         const int begin = uniform(item.groups[group].begin), end = uniform(item.groups[group].end);
         const bool half = uniform(item.groups[group].half);
 
-        // Nobody of this group sees these tiles.
+        // Nobody of this group sees these tiles. It waits for them, or it might be a lap ahead, and give back a stage
+        // for the wrong one: with few tiles that does not happen, and a wait or an arrival is not noticed if removed.
         const auto pass_over = [&](int from, int to) {
 #pragma unroll 1
             for (unsigned n = before + from; n < before + to; ++n) {
                 turn.wait();
                 turn.pass();
-                shared.k_ring.wait_full(n);
-                shared.k_ring.release(n);
-                shared.v_ring.wait_full(n);
-                shared.v_ring.release(n);
+                shared.k_ring.wait_full(n);  // not noticed if removed: see above
+                shared.k_ring.release(n);    // not noticed if removed: see above
+                shared.v_ring.wait_full(n);  // not noticed if removed: see above
+                shared.v_ring.release(n);    // not noticed if removed: see above
             }
         };
 
@@ -464,7 +466,7 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
             shared.v_ring.wait_full(n - 1);
             ptx::pin(out);
             pin(weights);
-            ptx::wgmma_fence();
+            ptx::wgmma_fence();  // for moves that ptxas makes: PTX has none since the last one, not noticed if removed
             start_weights<KeysTile>(out, weights, shared.v[(n - 1) % T::stages].address());
             ptx::wgmma_commit();
             turn.pass();
@@ -477,7 +479,7 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
 #pragma unroll
                 for (int i = 0; i < T::head_dim / 2; ++i) out[i] *= rescale[i / 2 % 2];
             } else {
-                finish_out(n - 1);
+                finish_out(n - 1);  // in a last, half tile nothing comes too early after it: not noticed if removed
             }
             pack<Storage>(to, x);
         };
@@ -516,8 +518,10 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
                 float half_s[half_keys / 2];
                 Weights<half_keys / 16> half_weights;
                 if (begin < whole_end) {
+                    // Its first fence is not noticed if removed: in PTX nothing moves before it.
                     go_on(half_s, half_weights, whole_end);
                 } else {
+                    // Nor is this one; and of so few tiles nobody waits for the arrival: not noticed if removed.
                     begin_with(half_s, half_weights);
                 }
                 end_with(half_weights);
@@ -532,11 +536,12 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
         softmax.finish();
         const float inverse[2] = {softmax.inverse(0), softmax.inverse(1)};
         if (T::q_stages > 1 && item.in_boxes) {
-            ptx::barrier_sync(Turn<T::groups>::first_id + T::groups + group, group_threads);  // all have multiplied q
+            // All have multiplied q. Not noticed if removed: to the emulated device a product ends for all four warps.
+            ptx::barrier_sync(Turn<T::groups>::first_id + T::groups + group, group_threads);
             const std::uint32_t own = q + warp * warp_rows * T::RowsTile::row_bytes;
             put_sums<typename T::RowsTile>(own, out, inverse);
             ptx::fence_async_shared();
-            __syncwarp();
+            __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
             if (ptx::elect_lane()) {
 #pragma unroll
                 for (int block = 0; block < T::RowsTile::blocks; ++block) {
@@ -567,7 +572,7 @@ __device__ void multiply(const ForwardArguments<typename T::Storage>& a, Forward
         shared.item_ring.release(items);
     }
     turn.end();
-    release_q();
+    release_q();  // nobody waits for the arrival, which is not noticed if removed
 }
 
 template <class T>

@@ -198,7 +198,7 @@ struct Ring {
     __device__ void wait_full(unsigned n) const { ptx::mbarrier_wait(full(n), parity(n)); }
     __device__ void wait_empty(unsigned n) const { ptx::mbarrier_wait(empty(n), parity(n) ^ 1); }
     __device__ void release(unsigned n) const {
-        __syncwarp();
+        __syncwarp();  // all lanes are done; not noticed if removed: to the emulated device a warp is one agent
         if (ptx::elect_lane()) ptx::mbarrier_arrive(empty(n));
     }
 };
@@ -376,7 +376,7 @@ __device__ void load_visible(Tile& tile, const Ring<stages>& ring, unsigned n, c
     tile.clear_rows(0, begin);
     tile.clear_rows(end, Tile::rows);
     ptx::fence_async_shared();
-    __syncwarp();
+    __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
     if (ptx::elect_lane()) ptx::mbarrier_arrive(ring.full(n));
 }
 

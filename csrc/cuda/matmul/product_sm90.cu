@@ -415,6 +415,8 @@ class Copied {
 #pragma unroll
             for (int j = 0; j < 4; ++j) to[i + j] = four[j];
         }
+        // Before the next copy comes to what was read. Not noticed if removed: the emulated device wants a fence before
+        // asynchronous reads alone.
         ptx::fence_async_shared();
     }
 
@@ -579,7 +581,7 @@ __device__ void consume(const Addresses<Traits>& shared, const Parameters& p, in
         if (!Traits::slopes && p.by_copies && e.bias.data) {
             // The last tile's has been read: a barrier stands after it.
             if (has_bias) ptx::store_shared(shared.bias(consumer) + thread * 8, bias.x, bias.y);
-            writer.together();
+            writer.together();  // not noticed if removed where something is copied: a barrier stands after that too
         }
         if (p.by_copies) {
             finish_by_copies<Traits>(writer, beside, shared.bias(consumer), sums, p, tile, m);
@@ -612,6 +614,8 @@ __global__ void __launch_bounds__(threads, 1) product_sm90_kernel(const __grid_c
     if (group == 0) {
         ptx::setmaxnreg_dec<producer_registers>();
         if (thread == 0) produce(shared, p);
+        // For the cluster's barrier, which a warp comes to as one; its lanes wait for one another there anyway, so this
+        // is not noticed if removed.
         __syncwarp();
     } else {
         ptx::setmaxnreg_inc<consumer_registers>();
@@ -619,7 +623,7 @@ __global__ void __launch_bounds__(threads, 1) product_sm90_kernel(const __grid_c
     }
     // The other block may still write here, or arrive at barriers.
     ptx::cluster_arrive();
-    ptx::cluster_wait();
+    ptx::cluster_wait();  // what comes late comes seldom: not noticed if removed
 }
 
 // ---- Launch ----

@@ -1,6 +1,7 @@
 #include "counters.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <sstream>
 
@@ -89,15 +90,46 @@ void write_stalls(std::ostringstream& out, const InstructionCounts& c) {
 
 }  // namespace
 
-std::string synchronised(const Kernel& kernel, const Counters& counters) {
-    std::string all;
-    for (std::size_t i = 0; i < kernel.code.size(); ++i) {
-        const Instruction& in = kernel.code[i];
-        const u64 times = counters.by_instruction[i].issued;
-        if (times && is_synchronising(in))
-            all += kernel.name + "\t" + std::to_string(in.line) + "\t" + std::to_string(times) + "\t" +
-                   describe(*kernel.module, in.source) + "\t" + line_of(*kernel.module, in.line) + "\n";
+namespace {
+
+// Where lines of the PTX come from: the source's line, and where the function that holds it was inlined, and so on
+// outwards. A .loc names one of these steps; those of the steps around it stand before it.
+std::map<int, std::string> inlined_places(const Module& module, const std::map<int, u64>& lines) {
+    using Place = std::pair<int, int>;  // file, line
+    std::map<Place, Place> around;
+    std::map<int, std::string> places;
+    Place now{};
+    std::istringstream text(module.text);
+    std::string row;
+    for (int number = 1; std::getline(text, row); ++number) {
+        Place inner, outer;
+        const int found = std::sscanf(row.c_str(), " .loc %d %d %*d, function_name %*[^,], inlined_at %d %d",
+                                      &inner.first, &inner.second, &outer.first, &outer.second);
+        if (found >= 2) {
+            now = inner;
+            around[inner] = found == 4 ? outer : Place{};
+        }
+        if (!lines.contains(number)) continue;
+        std::string& all = places[number];
+        Place at = now;
+        for (int steps = 0; at.second && steps < 16; ++steps, at = around[at])
+            all += (steps ? ", inlined at " : "") + describe(module, {at.first, at.second});
     }
+    return places;
+}
+
+}  // namespace
+
+std::string synchronised(const Kernel& kernel, const Counters& counters) {
+    std::map<int, u64> times;  // by line of the PTX
+    for (std::size_t i = 0; i < kernel.code.size(); ++i)
+        if (const u64 issued = counters.by_instruction[i].issued; issued && is_synchronising(kernel.code[i]))
+            times[kernel.code[i].line] += issued;
+    std::map<int, std::string> places = inlined_places(*kernel.module, times);
+    std::string all;
+    for (const auto& [line, count] : times)
+        all += kernel.name + "\t" + std::to_string(line) + "\t" + std::to_string(count) + "\t" + places[line] + "\t" +
+               line_of(*kernel.module, line) + "\n";
     return all;
 }
 
