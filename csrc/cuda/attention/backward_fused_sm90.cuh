@@ -139,8 +139,8 @@ __device__ void load(const FusedArguments<typename T::Storage>& a, FusedShared<T
                 tile->clear_rows(0, item.seen < T::own ? item.seen : T::own);
                 tile->clear_rows(item.seen_end > 0 ? item.seen_end : 0, T::own);
             }
-            ptx::fence_async_shared();
-            __syncwarp();
+            ptx::fence_async_shared();  // load_rows may come to another one in time: not noticed if removed
+            __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
         }
         if (ptx::elect_lane()) {
             shared.item = item;
@@ -191,7 +191,7 @@ __device__ void add(const FusedArguments<typename T::Storage>& a, FusedShared<T>
                 if (adds) {
                     while (ptx::load_acquire(turn) != static_cast<unsigned>(item.tile)) {
                     }
-                    ptx::fence_async_global();
+                    ptx::fence_async_global();  // not noticed if removed: global memory has no proxies when emulated
                 }
                 ring.wait_full(n);
                 if (adds) {
@@ -202,8 +202,10 @@ __device__ void add(const FusedArguments<typename T::Storage>& a, FusedShared<T>
                 ptx::tma_commit();
                 ptx::tma_wait_read<0>();
                 ptx::mbarrier_arrive(ring.empty(n));
+                // The sums must have arrived before others learn that they may add. Not noticed if removed, here and
+                // with the fence: the emulated device adds at once, and global memory has no proxies there.
                 ptx::tma_wait<0>();
-                ptx::fence_async_global();
+                ptx::fence_async_global();  // not noticed if removed: see above
                 ptx::store_release(turn, static_cast<unsigned>(item.tile) + 1);
             }
             if (--tile < item.first_tile) tile = last_tile, ++head;
@@ -254,7 +256,7 @@ __device__ void multiply(const FusedArguments<typename T::Storage>& a, FusedShar
             ptx::pin(operands);
             const std::uint64_t left = GradientsTile::along_rows(operands[0], 0);
             const std::uint64_t right = OwnTile::along_rows(operands[1], 0);
-            ptx::wgmma_fence();
+            ptx::wgmma_fence();  // for moves that ptxas makes: where PTX has none, not noticed if removed
 #pragma unroll
             for (float& sum : grad_q) sum = 0;
 #pragma unroll
@@ -276,7 +278,7 @@ __device__ void multiply(const FusedArguments<typename T::Storage>& a, FusedShar
                 to[j * group_threads] = {grad_q[4 * j], grad_q[4 * j + 1], grad_q[4 * j + 2], grad_q[4 * j + 3]};
             }
             ptx::fence_async_shared();
-            __syncwarp();
+            __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
             if (ptx::elect_lane()) ptx::mbarrier_arrive(ring.full(of));
         };
         // `follows`: another half of the item came before; `finishes`: it was the last one of a tile.
@@ -287,6 +289,7 @@ __device__ void multiply(const FusedArguments<typename T::Storage>& a, FusedShar
             std::uint32_t own[2] = {k, v};
             ptx::pin(own);  // their descriptors are made again, or would take more registers than there are
             shared.rows_ring.wait_full(n);
+            // The fences are for moves that ptxas makes: where PTX has none, one is not noticed if removed.
             ptx::wgmma_fence();
             start_rows<OwnTile, RowsTile>(x, own[0], rows_q);
             ptx::wgmma_commit();
@@ -295,9 +298,10 @@ __device__ void multiply(const FusedArguments<typename T::Storage>& a, FusedShar
                 finish_sums();
                 shared.rows_ring.release(n - 1);
             }
-            ptx::wgmma_fence();
+            ptx::wgmma_fence();  // not noticed if removed: see above
             start_rows<OwnTile, RowsTile>(grad, own[1], rows_grad_out);
             ptx::wgmma_commit();
+            // Where work on x comes later, the wait for grad stands before that: this is then not noticed if removed.
             ptx::wgmma_wait<1>();
             ptx::pin(x);
             const Facts* const facts = shared.facts[stage];
@@ -315,20 +319,20 @@ __device__ void multiply(const FusedArguments<typename T::Storage>& a, FusedShar
             pin(weights);
             pack<Storage>(gradients, grad);
             pin(gradients);
-            if (half == 0) shared.gradients_ring.wait_empty(tile);
+            if (half == 0) shared.gradients_ring.wait_empty(tile);  // in a first lap not noticed if removed
             const std::uint32_t to = shared.gradients[tile % 2][half].address() + gradients_at;
 #pragma unroll
             for (int j = 0; j < group_rows / 16; ++j) ptx::stmatrix(to ^ 32 * j, gradients[j]);
             if (half == T::halves - 1) {
                 ptx::fence_async_shared();
-                __syncwarp();
+                __syncwarp();  // all lanes have; not noticed if removed: to the emulated device a warp is one agent
                 if (ptx::elect_lane()) ptx::mbarrier_arrive(shared.gradients_ring.full(tile));
             }
             if constexpr (finishes) start_grad_q(tile - 1);
             ptx::pin(grad_k);
             ptx::pin(grad_v);
             pin(gradients);
-            ptx::wgmma_fence();
+            ptx::wgmma_fence();  // not noticed if removed: see above
             start_weights<RowsTile>(grad_v, weights, rows_grad_out);
             start_weights<RowsTile>(grad_k, gradients, rows_q);
             ptx::wgmma_commit();

@@ -144,7 +144,8 @@ __global__ void __launch_bounds__(losses_threads)
         } else {
             d = load<false, vector>(static_cast<const float*>(x) + column, left);
         }
-        if (start + round_columns > kept_count) __syncthreads();  // what was not kept of the round is read
+        // What was not kept of the round is read; of a vocabulary that is kept whole, this is not noticed if removed.
+        if (start + round_columns > kept_count) __syncthreads();
         if (column >= padded) continue;
 #pragma unroll
         for (int i = 0; i < vector; ++i) {
