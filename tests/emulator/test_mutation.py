@@ -256,7 +256,7 @@ def explained(places: str) -> bool:
         first = last = int(number) - 1
         while first > 0 and lines[first - 1].strip().startswith("//"):
             first -= 1
-        if EXPLAINED in " ".join(line.strip().removeprefix("//").strip() for line in lines[first : last + 1]):
+        if EXPLAINED in " ".join(line.strip().removeprefix("//").strip() for line in lines[first : last + 1]).lower():
             return True
     return False
 
