@@ -32,6 +32,7 @@ SETTINGS = TrainConfig(
     heads=4,
     width=128,
     context=128,
+    positions="rope",  # with which it learns in the first steps which neighbour stands where
     batch_size=12,
     lr=3e-3,
     min_lr=1e-4,
