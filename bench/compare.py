@@ -6,15 +6,16 @@
     python bench/compare.py --plot bars.png
 
 How it measures. All contenders of a row run in one process, in turn, round by round; a row's time is the median of its
-rounds. Between contenders there is a short pause and a call that does not count, so that none runs beside the other's
-spinning threads. On a GPU both are recorded as CUDA graphs and replayed, so that it is the GPU's time that counts, but
-for texts that are written token by token. Freed memory stays with the process, for both sides: how many pages the C
-library gives back after a call, and has to fetch anew for the next, is a matter of what else lies on its heap, and
-takes as long as many an op. `ratio` is PyTorch's time over ours: above 1 pygpt is faster. `of limit` is the time that
-the row's operations or its memory traffic would take at the best rate this machine reaches (bench/rows.py says how many
-they are, pygpt/machine.py how the rate is measured), over our time, and which of the two takes longer; it is above 100%
-where tensors stay in a cache. Errors are the largest difference from float64, over the largest value, of the output
-and, with a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing else should run on the machine.
+rounds. Before each measurement there are 25 ms of calls that do not count: the other's threads stop spinning, and a
+processor that was idle comes to its full speed. On a GPU both are recorded as CUDA graphs and replayed, so that it is
+the GPU's time that counts, but for texts that are written token by token. Freed memory stays with the process, for both
+sides: how many pages the C library gives back after a call, and has to fetch anew for the next, is a matter of what
+else lies on its heap, and takes as long as many an op. `ratio` is PyTorch's time over ours: above 1 pygpt is faster.
+`of limit` is the time that the row's operations or its memory traffic would take at the best rate this machine reaches
+(bench/rows.py says how many they are, pygpt/machine.py how the rate is measured), over our time, and which of the two
+takes longer; it is above 100% where tensors stay in a cache. Errors are the largest difference from float64, over the
+largest value, of the output and, with a backward pass, of the gradients, at fewer rows (batch 1, time 256). Nothing
+else should run on the machine.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ QUICK = Settings(rows.Sizes(batch=4, time=1024, head_rows=512), model_time=256, 
 FULL = Settings(rows.Sizes(batch=4, time=1024, head_rows=4096), model_time=1024, rounds=7, seconds=3.0, compiled=True)
 ON_GPU = Settings(rows.Sizes(batch=16, time=1024, head_rows=4096), model_time=1024, rounds=3, seconds=0.3)
 FAR_BEHIND = 20  # times as slow as the fastest
+WARM_UP = 0.025  # seconds of calls that do not count: a processor that was idle takes about as long to its full speed
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,6 @@ def median_seconds(contenders: dict[str, Call], settings: Settings, recorded: bo
     for number in range(rounds):
         order = list(near) if number % 2 == 0 else list(reversed(near))
         for name in order:
-            time.sleep(0.02)  # the other's threads stop spinning: those of PyTorch, GNU OpenMP, after about 5 ms
             samples[name].append(measurements[name]())
     return {name: statistics.median(values) for name, values in (samples | far_behind).items()}, rounds
 
@@ -182,7 +183,8 @@ def measurement(call: Call, once: float, recorded: bool) -> Callable[[], float]:
     repeats = max(1, int(0.005 / once))  # of a call too short to time
 
     def measure() -> float:
-        if once < 0.1:
+        end = time.perf_counter() + WARM_UP
+        while once < 0.1 and time.perf_counter() < end:
             call()
         return timed(call, repeats)
 
