@@ -1,7 +1,6 @@
 """The training loop: its arithmetic is PyTorch's, and a training that is cut anywhere goes on to the same bits."""
 
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -203,7 +202,7 @@ def test_signals_ask_for_a_checkpoint_and_are_given_back(tmp_path: Path) -> None
         class Signals(Display):
             def step(self, report: StepReport, number: int = number) -> None:
                 if report.step == 2:
-                    os.kill(os.getpid(), number)
+                    signal.raise_signal(number)
 
         trainer.display = Signals()
         assert not trainer.run()
@@ -216,8 +215,8 @@ def test_a_second_interrupt_aborts(tmp_path: Path) -> None:
 
     class Twice(Display):
         def step(self, report: StepReport) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     trainer.display = Twice()
     with pytest.raises(KeyboardInterrupt):
