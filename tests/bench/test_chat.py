@@ -22,7 +22,20 @@ def test_both_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(re.search(r": pygpt \d+, llama\.cpp \d+ tokens/s, [\d.]+×$", line) for line in lines)
 
 
-def test_processor_time_is_that_of_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        chat.main(["--cpu-time", "--threads", "2"])
-    assert "one thread" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--cpu-time", "--threads", "2"], "--cpu-time is that of one thread"),
+        (["--threads", "0"], "--threads must be from 1 to 1024, but is 0"),
+        (["--rounds", "0"], "--rounds must be from 1 to 1000, but is 0"),
+        (["--model", "no/such.gguf"], "no/such.gguf"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
+) -> None:
+    monkeypatch.setattr(chat, "find_spec", lambda name: True)
+    with pytest.raises(SystemExit) as stopped:
+        chat.main(words)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
