@@ -91,6 +91,23 @@ def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, s
     path.chmod(mode)
 
 
+def load_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read a safetensors file to the CPU.
+
+    Raises: FileNotFoundError; ValueError naming ``path`` if it is truncated or not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # which imports torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    return tensors
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 

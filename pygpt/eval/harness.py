@@ -28,7 +28,7 @@ from pygpt.train.saved import load_model
 
 
 @register_model("pygpt")
-class HarnessModel(LM):
+class HarnessModel(LM):  # type: ignore[misc]
     """A `pygpt.GPT` as lm-evaluation-harness asks models.
 
     Args:

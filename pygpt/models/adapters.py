@@ -24,13 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pygpt import ops
-from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
+from pygpt.files import atomic_path, atomic_write_json, load_tensors, read_json, save_tensors
 from pygpt.models.reshape import reshaped
 from pygpt.models.transformer import Transformer
 from pygpt.nn import Linear
@@ -204,7 +202,7 @@ def load(model: Transformer, folder: str | Path) -> tuple[Any, Adapters]:
     if _fingerprint(model, adapters.tokens) != adapters.base:
         raise ValueError(f"{folder} has adapters of another model: its weights are others, in the same shapes")
     _attach(model, adapters)
-    stored = _load_tensors(folder / WEIGHTS)
+    stored = load_tensors(folder / WEIGHTS)
     targets = _trained(model, adapters)
     if stored.keys() != targets.keys():
         odd = min(stored.keys() ^ targets.keys())
@@ -226,15 +224,6 @@ def _read(folder: Path) -> Adapters:
     if values.keys() != {field.name for field in fields(Adapters)}:
         raise ValueError(f"{folder / SETTINGS} is damaged: its entries are {', '.join(values)}")
     return Adapters(**{**values, "targets": tuple(values["targets"])})
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 def _maps(model: Transformer) -> Iterator[tuple[str, Linear]]:

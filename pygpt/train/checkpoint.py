@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
+from pygpt.files import atomic_path, atomic_write_json, load_tensors, read_json, save_tensors
 
 FORMAT = "pygpt training checkpoint"
 VERSION = 1
@@ -121,7 +119,7 @@ def load_checkpoint(path: str | Path) -> TrainingState:
         state = TrainingState(about["step"], about["part"], about["values"], {})
     except KeyError as error:
         raise ValueError(f"{path / 'training.json'} has no {error}") from None
-    state.tensors.update(_load_tensors(path / "training.safetensors"))
+    state.tensors.update(load_tensors(path / "training.safetensors"))
     return state
 
 
@@ -138,15 +136,6 @@ def load_values(path: Path) -> dict[str, Any]:
             "continue it with the pygpt that wrote it"
         )
     return about
-
-
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 def _name(step: int, part: int = 0) -> str:
