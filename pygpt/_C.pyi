@@ -181,6 +181,7 @@ def layer_norm_backward(
     mean: Tensor,
     rstd: Tensor,
     grad_x: Tensor,
+    grad_narrow: Tensor | None,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> None: ...
@@ -262,6 +263,7 @@ def rms_norm_backward(
     weight: Tensor,
     rstd: Tensor,
     grad_x: Tensor,
+    grad_narrow: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None: ...
 def rotary_forward(x: Tensor, positions: Tensor, table: Tensor, back: bool, out: Tensor) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -150,6 +150,14 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def with_residual_streams(dtypes: Iterable[torch.dtype]) -> Iterator[tuple[torch.dtype, torch.dtype]]:
+    """Each dtype with those that a residual stream may have to which a tensor of that dtype is added."""
+    for dtype in dtypes:
+        yield dtype, dtype
+        if dtype.itemsize == 2:
+            yield dtype, torch.float32
 
 
 def gradients(

@@ -24,7 +24,8 @@ void forward(py::handle x, py::handle residual, py::handle weight, py::handle bi
 }
 
 void backward(py::handle grad_out, py::handle grad_sum, py::handle x, py::handle weight, py::handle mean,
-              py::handle rstd, py::handle grad_x, py::handle grad_weight, py::handle grad_bias) {
+              py::handle rstd, py::handle grad_x, py::handle grad_narrow, py::handle grad_weight,
+              py::handle grad_bias) {
     Call call;
     const layer_norm::Backward arguments{
         .grad_out = call.input(grad_out, "grad_out"),
@@ -34,6 +35,7 @@ void backward(py::handle grad_out, py::handle grad_sum, py::handle x, py::handle
         .mean = call.input(mean, "mean"),
         .rstd = call.input(rstd, "rstd"),
         .grad_x = call.output(grad_x, "grad_x"),
+        .grad_narrow = call.optional_output(grad_narrow, "grad_narrow"),
         .grad_weight = call.optional_output(grad_weight, "grad_weight"),
         .grad_bias = call.optional_output(grad_bias, "grad_bias"),
     };
@@ -46,8 +48,8 @@ void add_layer_norm(py::module_& module) {
     module.def("layer_norm_forward", &forward, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
                py::arg("eps"), py::arg("out"), py::arg("sum"), py::arg("mean"), py::arg("rstd"));
     module.def("layer_norm_backward", &backward, py::arg("grad_out"), py::arg("grad_sum"), py::arg("x"),
-               py::arg("weight"), py::arg("mean"), py::arg("rstd"), py::arg("grad_x"), py::arg("grad_weight"),
-               py::arg("grad_bias"));
+               py::arg("weight"), py::arg("mean"), py::arg("rstd"), py::arg("grad_x"), py::arg("grad_narrow"),
+               py::arg("grad_weight"), py::arg("grad_bias"));
 }
 
 }  // namespace pygpt::bindings

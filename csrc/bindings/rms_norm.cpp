@@ -22,7 +22,7 @@ void forward(py::handle x, py::handle residual, py::handle weight, py::handle ep
 }
 
 void backward(py::handle grad_out, py::handle grad_sum, py::handle x, py::handle weight, py::handle rstd,
-              py::handle grad_x, py::handle grad_weight) {
+              py::handle grad_x, py::handle grad_narrow, py::handle grad_weight) {
     Call call;
     const rms_norm::Backward arguments{
         .grad_out = call.input(grad_out, "grad_out"),
@@ -31,6 +31,7 @@ void backward(py::handle grad_out, py::handle grad_sum, py::handle x, py::handle
         .weight = call.input(weight, "weight"),
         .rstd = call.input(rstd, "rstd"),
         .grad_x = call.output(grad_x, "grad_x"),
+        .grad_narrow = call.optional_output(grad_narrow, "grad_narrow"),
         .grad_weight = call.optional_output(grad_weight, "grad_weight"),
     };
     call.run([&] { rms_norm::backward(arguments); });
@@ -42,7 +43,7 @@ void add_rms_norm(py::module_& module) {
     module.def("rms_norm_forward", &forward, py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("eps"),
                py::arg("out"), py::arg("sum"), py::arg("rstd"));
     module.def("rms_norm_backward", &backward, py::arg("grad_out"), py::arg("grad_sum"), py::arg("x"),
-               py::arg("weight"), py::arg("rstd"), py::arg("grad_x"), py::arg("grad_weight"));
+               py::arg("weight"), py::arg("rstd"), py::arg("grad_x"), py::arg("grad_narrow"), py::arg("grad_weight"));
 }
 
 }  // namespace pygpt::bindings

@@ -1,10 +1,11 @@
 // Layer norm and its form without a mean, RMS norm, forward and backward: how a row is shared, for both. (rows, C) ->
 // (rows, C). The formulas stand in layer_norm.cu and rms_norm.cu.
 //
-// A row belongs to a team of warps, as many as C needs; a thread owns every blockDim.x-th pack of 16 bytes. It holds
-// the first ones in registers, all on their way from memory at one time, so that a row is read once; what is wider than
-// a team can hold is read again, from the caches. Mean and variance take two passes; the second also mends what
-// rounding did to the mean. A mean square takes one.
+// A row belongs to a team of warps, as many as C needs; a thread owns every blockDim.x-th pack of 16 bytes of what is
+// normalised, which a residual stream in float32 makes wider than x and y are: sums then run in float32's order. It
+// holds the first ones in registers, all on their way from memory at one time, so that a row is read once; what is
+// wider than a team can hold is read again, from the caches. Mean and variance take two passes; the second also mends
+// what rounding did to the mean. A mean square takes one.
 //
 // Backward: a block owns a group of rows, which its teams take in turn, the next row on its way while one is worked on:
 // each thread sums its own columns over its team's rows, for grad_weight and grad_bias, then the teams' sums are added
@@ -28,31 +29,35 @@
 namespace pygpt::cuda {
 namespace {
 
-// `centred`: layer norm. `kept`: packs that a thread holds in registers.
-template <bool centred_, class Storage_, class Parameter_, bool aligned_, int kept_, int max_team_>
+// `centred`: layer norm. `Stream`: of the residual, and so of what is normalised. `kept`: packs that a thread holds in
+// registers.
+template <bool centred_, class Storage_, class Stream_, class Parameter_, bool aligned_, int kept_, int max_team_>
 struct Traits {
     static constexpr bool centred = centred_;
     static constexpr int parameters = centred ? 2 : 1;  // whose gradients there are
     using Storage = Storage_;
+    using Stream = Stream_;
     using Parameter = Parameter_;
     static constexpr bool aligned = aligned_;
-    static constexpr int vector = pack_elements<Storage>;
+    static constexpr int vector = pack_elements<Stream>;
     static constexpr int kept = kept_;
     static constexpr int max_team = max_team_;  // warps
     static int team(std::int64_t width) {
         return static_cast<int>(std::clamp<std::int64_t>(divide_up(width, warp_lanes * kept * vector), 1, max_team));
     }
 };
-template <bool centred, class Storage, class Parameter, bool aligned>
-using ForwardTraits = Traits<centred, Storage, Parameter, aligned, 32 / pack_elements<Storage>, 12>;
-template <bool centred, class Storage, class Parameter, bool aligned>
-using BackwardTraits = Traits<centred, Storage, Parameter, aligned, sizeof(Storage) == 4 ? 3 : 2, 12>;
+template <bool centred, class Storage, class Stream, class Parameter, bool aligned>
+using ForwardTraits = Traits<centred, Storage, Stream, Parameter, aligned, 32 / pack_elements<Stream>, 12>;
+template <bool centred, class Storage, class Stream, class Parameter, bool aligned>
+using BackwardTraits = Traits<centred, Storage, Stream, Parameter, aligned, sizeof(Stream) == 4 ? 3 : 2, 12>;
 
 template <class T>
 struct Forward {
-    const typename T::Storage *x, *residual;
+    const typename T::Storage* x;
+    const typename T::Stream* residual;
     const typename T::Parameter *weight, *bias;
-    typename T::Storage *out, *sum;
+    typename T::Storage* out;
+    typename T::Stream* sum;
     float *mean, *rstd;
     std::int64_t rows, width;
     float eps;
@@ -152,21 +157,23 @@ __device__ __forceinline__ Statistics statistics_of_row(const Owned<T>& owned, c
 
 template <class T>
 __device__ __forceinline__ void norm_forward(const Forward<T>& a) {
-    using Storage = typename T::Storage;
+    using Stream = typename T::Stream;
     using Part = Floats<T::vector>;
-    using Raw = Pack<Storage, T::vector>;
+    using Raw = Pack<Stream, T::vector>;
     using Factors = Pack<typename T::Parameter, T::vector>;
     const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-    if (row >= a.rows) return;                    // a whole warp, which is then a whole team
-    const Storage* source = a.x + row * a.width;  // of what is normalised
+    if (row >= a.rows) return;  // a whole warp, which is then a whole team
+    const auto* x = a.x + row * a.width;
 
-    Raw held[T::kept];
+    Raw held[T::kept];               // of what is normalised,
+    const Stream* source = nullptr;  // which lies there
+    Pack<typename T::Storage, T::vector> own[T::kept];
     const Owned<T> owned(a.width);
-    owned.load_into(held, source);
+    owned.load_into(own, x);
     if (a.residual) {
         constexpr int at_once = 4;
-        const Storage* residual = a.residual + row * a.width;
-        Storage* total = a.sum + row * a.width;
+        const Stream* residual = a.residual + row * a.width;
+        Stream* total = a.sum + row * a.width;
         const auto add = [&](Part values, const Part& added, std::int64_t i) {
 #pragma unroll
             for (int j = 0; j < T::vector; ++j) values.value[j] += added.value[j];
@@ -180,32 +187,36 @@ __device__ __forceinline__ void norm_forward(const Forward<T>& a) {
 #pragma unroll
             for (int k = 0; k < at_once; ++k) {
                 if (first + k >= owned.packs) break;
-                held[first + k] = add(held[first + k].floats(), added[k].floats(), owned.at(first + k));
+                held[first + k] = add(own[first + k].floats(), added[k].floats(), owned.at(first + k));
             }
         }
         owned.each_past_kept([&](std::int64_t i, int) {
-            add(load<T::aligned, T::vector>(source + i, a.width - i),
-                load<T::aligned, T::vector>(residual + i, a.width - i), i);
+            add(load<T::aligned, T::vector>(x + i, a.width - i), load<T::aligned, T::vector>(residual + i, a.width - i),
+                i);
         });
         source = total;
+    } else if constexpr (std::is_same_v<Stream, typename T::Storage>) {
+#pragma unroll
+        for (int k = 0; k < T::kept; ++k) held[k] = own[k];
+        source = x;
     }
     const auto part = [&](std::int64_t i, int k) {
         return k < T::kept ? held[k].floats() : load<T::aligned, T::vector>(source + i, a.width - i);
     };
 
-    const Statistics own = statistics_of_row(owned, part, a.eps);
+    const auto [mean, rstd] = statistics_of_row(owned, part, a.eps);
 
-    Storage* out = a.out + row * a.width;
+    auto* out = a.out + row * a.width;
     const auto write = [&](std::int64_t i, const Part& values, const Part& weight, const Part& shift) {
         Part result;
 #pragma unroll
         for (int j = 0; j < T::vector; ++j) {
-            const float n = (T::centred ? values.value[j] - own.mean : values.value[j]) * own.rstd;
+            const float n = (T::centred ? values.value[j] - mean : values.value[j]) * rstd;
             result.value[j] = T::centred ? fmaf(n, weight.value[j], shift.value[j]) : n * weight.value[j];
         }
         store<T::aligned>(out + i, result, a.width - i);
     };
-    constexpr int at_once = sizeof(typename T::Parameter) > sizeof(Storage) ? 1 : 2;
+    constexpr int at_once = sizeof(typename T::Parameter) > sizeof(Stream) ? 1 : 2;
 #pragma unroll
     for (int first = 0; first < T::kept; first += at_once) {
         if (first >= owned.packs) break;
@@ -224,8 +235,8 @@ __device__ __forceinline__ void norm_forward(const Forward<T>& a) {
         write(i, part(i, k), load<T::aligned, T::vector>(a.weight + i, a.width - i), shift);
     });
     if (threadIdx.x == 0) {
-        if (T::centred && a.mean) a.mean[row] = own.mean;
-        if (a.rstd) a.rstd[row] = own.rstd;
+        if (T::centred && a.mean) a.mean[row] = mean;
+        if (a.rstd) a.rstd[row] = rstd;
     }
 }
 
@@ -238,10 +249,12 @@ int rows_of_group(std::int64_t rows) {
 
 template <class T>
 struct Backward {
-    const typename T::Storage *grad_out, *grad_sum, *x;
+    const typename T::Storage* grad_out;
+    const typename T::Stream *grad_sum, *x;
     const typename T::Parameter* weight;
     const float *mean, *rstd;
-    typename T::Storage* grad_x;
+    typename T::Stream* grad_x;
+    typename T::Storage* grad_narrow;  // null where nobody asks
     float* partial;  // (groups, parameters, C): grad_weight and grad_bias of each group; null if nobody asks
     std::int64_t rows, width;
     int group_rows;
@@ -250,7 +263,8 @@ struct Backward {
 // What the backward reads of a row.
 template <class T>
 struct BackwardRow {
-    Pack<typename T::Storage, T::vector> x[T::kept], grad_out[T::kept];
+    Pack<typename T::Stream, T::vector> x[T::kept];
+    Pack<typename T::Storage, T::vector> grad_out[T::kept];
     float mean, rstd;
 
     __device__ void read(const Backward<T>& a, const Owned<T>& owned, std::int64_t row) {
@@ -322,6 +336,7 @@ __device__ __forceinline__ void norm_backward(const Backward<T>& a) {
         const float mean_g = __fmul_rn(sums.x, per_width);
         const float mean_gn = __fmul_rn(sums.y, per_width);
         auto* grad_x = a.grad_x + row * a.width;
+        [[maybe_unused]] auto* grad_narrow = a.grad_narrow ? a.grad_narrow + row * a.width : nullptr;
         owned.each([&](std::int64_t i, int k) {
             Part n, g;
             take(i, k, n, g);
@@ -335,6 +350,9 @@ __device__ __forceinline__ void norm_backward(const Backward<T>& a) {
                 result.value[j] = fmaf(inner, own.rstd, result.value[j]);
             }
             store<T::aligned>(grad_x + i, result, a.width - i);
+            if constexpr (!std::is_same_v<typename T::Stream, typename T::Storage>) {
+                if (grad_narrow) store<T::aligned>(grad_narrow + i, result, a.width - i);
+            }
             if (!a.partial) return;
             Part ws = {}, bs = {};
             if (k < T::kept) {
@@ -381,49 +399,55 @@ __device__ __forceinline__ void norm_backward(const Backward<T>& a) {
     }
 }
 
-// f(storage, parameter, aligned) with values of the types that the arguments need; aligned is a std::bool_constant.
+// f(storage, stream, parameter, aligned) with values of the types that the arguments need: what goes through the norm's
+// input and output, what is normalised, and the weight, which is float32 where these two differ; aligned is a
+// std::bool_constant.
 template <class F>
-void with_types(DType storage, DType parameter, bool aligned, F f) {
+void with_types(DType storage, DType stream, DType parameter, bool aligned, F f) {
     with_storage(storage, [&](auto s) {
-        const auto with_parameter = [&](auto p) {
-            if (aligned) return f(s, p, std::true_type{});
-            return f(s, p, std::false_type{});
+        const auto with_others = [&](auto t, auto p) {
+            if (aligned) return f(s, t, p, std::true_type{});
+            return f(s, t, p, std::false_type{});
         };
-        if (parameter == DType::float32) return with_parameter(float{});
-        return with_parameter(s);
+        if constexpr (sizeof(s) == 2) {
+            if (stream == DType::float32) return with_others(float{}, float{});
+        }
+        if (parameter == DType::float32) return with_others(s, float{});
+        return with_others(s, s);
     });
 }
 
 // Launches the kernel<T>() that fits, T of ForwardTraits; Arguments are those of either op.
 template <bool centred, class Arguments, class Kernel>
 void launch_forward(const Arguments& a, void* bias, float* mean, Kernel kernel) {
-    const int vector = pack_bytes / static_cast<int>(bytes_of(a.x.dtype));
+    const DType stream = a.residual ? a.residual->dtype : a.x.dtype;
+    const int vector = pack_bytes / static_cast<int>(bytes_of(stream));
     const bool aligned = in_packs(
         vector, a.width, {a.x.data, pointer<void>(a.residual), a.weight.data, bias, a.out.data, pointer<void>(a.sum)});
-    with_types(a.x.dtype, a.weight.dtype, aligned, [&](auto storage, auto parameter, auto is_aligned) {
-        using Storage = decltype(storage);
-        using Parameter = decltype(parameter);
-        using T = ForwardTraits<centred, Storage, Parameter, decltype(is_aligned)::value>;
+    const auto run = [&]<class Storage, class Stream, class Parameter, bool is_aligned>(
+                         Storage, Stream, Parameter, std::bool_constant<is_aligned>) {
+        using T = ForwardTraits<centred, Storage, Stream, Parameter, is_aligned>;
         const int team = T::team(a.width);
         const int teams = team == 1 ? 4 : 1;
         launch(kernel.template operator()<T>(),
                {.grid = static_cast<unsigned>(divide_up(a.rows, teams)), .block = dim3(team * warp_lanes, teams)},
-               Forward<T>{pointer<Storage>(a.x), pointer<Storage>(a.residual), pointer<Parameter>(a.weight),
-                          static_cast<Parameter*>(bias), pointer<Storage>(a.out), pointer<Storage>(a.sum), mean,
+               Forward<T>{pointer<Storage>(a.x), pointer<Stream>(a.residual), pointer<Parameter>(a.weight),
+                          static_cast<Parameter*>(bias), pointer<Storage>(a.out), pointer<Stream>(a.sum), mean,
                           pointer<float>(a.rstd), a.rows, a.width, static_cast<float>(a.eps)});
-    });
+    };
+    with_types(a.x.dtype, stream, a.weight.dtype, aligned, run);
 }
 
 // The same with BackwardTraits.
 template <bool centred, class Arguments, class Kernel>
 void launch_backward(const Arguments& a, const float* mean, void* grad_bias, Kernel kernel) {
     const int vector = pack_bytes / static_cast<int>(bytes_of(a.x.dtype));
-    const bool aligned =
-        in_packs(vector, a.width, {a.grad_out.data, pointer<void>(a.grad_sum), a.x.data, a.weight.data, a.grad_x.data});
-    with_types(a.x.dtype, a.weight.dtype, aligned, [&](auto storage, auto parameter, auto is_aligned) {
-        using Storage = decltype(storage);
-        using Parameter = decltype(parameter);
-        using T = BackwardTraits<centred, Storage, Parameter, decltype(is_aligned)::value>;
+    const bool aligned = in_packs(vector, a.width,
+                                  {a.grad_out.data, pointer<void>(a.grad_sum), a.x.data, a.weight.data, a.grad_x.data,
+                                   pointer<void>(a.grad_narrow)});
+    const auto run = [&]<class Storage, class Stream, class Parameter, bool is_aligned>(
+                         Storage, Stream, Parameter, std::bool_constant<is_aligned>) {
+        using T = BackwardTraits<centred, Storage, Stream, Parameter, is_aligned>;
         const int group_rows = rows_of_group(a.rows);
         const std::int64_t groups = divide_up(a.rows, group_rows), columns = T::parameters * a.width;
         float* partial = nullptr;
@@ -432,13 +456,14 @@ void launch_backward(const Arguments& a, const float* mean, void* grad_bias, Ker
         const int teams = std::max(1, backward_warps / team);
         launch(kernel.template operator()<T>(),
                {.grid = static_cast<unsigned>(groups), .block = dim3(team * warp_lanes, teams)},
-               Backward<T>{pointer<Storage>(a.grad_out), pointer<Storage>(a.grad_sum), pointer<Storage>(a.x),
-                           pointer<Parameter>(a.weight), mean, pointer<float>(a.rstd), pointer<Storage>(a.grad_x),
-                           partial, a.rows, a.width, group_rows});
+               Backward<T>{pointer<Storage>(a.grad_out), pointer<Stream>(a.grad_sum), pointer<Stream>(a.x),
+                           pointer<Parameter>(a.weight), mean, pointer<float>(a.rstd), pointer<Stream>(a.grad_x),
+                           pointer<Storage>(a.grad_narrow), partial, a.rows, a.width, group_rows});
         if (partial == nullptr) return;
         column_sums(partial, groups, columns, a.width, pointer<Parameter>(a.grad_weight),
                     static_cast<Parameter*>(grad_bias));
-    });
+    };
+    with_types(a.grad_out.dtype, a.x.dtype, a.weight.dtype, aligned, run);
 }
 
 }  // namespace

@@ -27,6 +27,16 @@ void on_device(const Named& argument, const Device& device, const char* because)
                           device_text(argument.tensor.device)));
 }
 
+void same_dtype(const Named& argument, const Named& model) {
+    if (argument.tensor.dtype == model.tensor.dtype) return;
+    dtype_is(argument, model.tensor.dtype, text("the dtype of ", model.name).c_str());
+}
+
+void same_device(const Named& argument, const Named& model) {
+    if (argument.tensor.device == model.tensor.device) return;
+    on_device(argument, model.tensor.device, text("where ", model.name, " is").c_str());
+}
+
 void shape_is(const Named& argument, std::initializer_list<std::int64_t> shape, const char* because) {
     const TensorView& tensor = argument.tensor;
     if (tensor.dimensions == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape)) {
@@ -50,12 +60,16 @@ void contiguous(const Named& argument) {
 }
 
 void like(const Named& argument, const Named& model) {
+    same_dtype(argument, model);
+    like_but_for_dtype(argument, model);
+}
+
+void like_but_for_dtype(const Named& argument, const Named& model) {
     if (!same_shape(argument.tensor, model.tensor)) {
         throw ValueError(text(argument.name, " must have the shape of ", model.name, ", ", shape_text(model.tensor),
                               ", but has ", shape_text(argument.tensor)));
     }
-    dtype_is(argument, model.tensor.dtype, text("the dtype of ", model.name).c_str());
-    on_device(argument, model.tensor.device, text("where ", model.name, " is").c_str());
+    same_device(argument, model);
     contiguous(argument);
 }
 

@@ -19,10 +19,13 @@ struct Named {
 void dtype_in(const Named& argument, std::initializer_list<DType> allowed);
 void dtype_is(const Named& argument, DType dtype, const char* because);
 void on_device(const Named& argument, const Device& device, const char* because);
+void same_dtype(const Named& argument, const Named& model);
+void same_device(const Named& argument, const Named& model);
 void shape_is(const Named& argument, std::initializer_list<std::int64_t> shape, const char* because);
 void dimensions_are(const Named& argument, int dimensions, const char* form);
 void contiguous(const Named& argument);
-void like(const Named& argument, const Named& model);  // shape, dtype and device of the model; contiguous
+void like(const Named& argument, const Named& model);  // dtype, shape and device of the model; contiguous
+void like_but_for_dtype(const Named& argument, const Named& model);
 
 // What a contiguous tensor holds, where checks may look at it: on the CPU always; on a CUDA device, where that waits
 // for the device, only with PYGPT_CHECK=1 in the environment. Without it kernels stay in bounds, whatever the values.

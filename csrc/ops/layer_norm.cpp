@@ -29,15 +29,16 @@ Op op("layer_norm", forward_table);
 void forward(Forward arguments) {
     Forward& a = arguments;
     std::tie(a.rows, a.width) = check::rows_and_width(a.x);
-    if (a.residual) check::like_x({"residual", *a.residual}, a.x);
-    check::parameter_of({"weight", a.weight}, a.x, a.width);
+    if (a.residual) check::at_least_as_wide({"residual", *a.residual}, {"x", a.x});
+    const check::Named normalised = a.residual ? check::Named{"residual", *a.residual} : check::Named{"x", a.x};
+    check::parameter_of({"weight", a.weight}, normalised, a.width);
     if (a.bias) {
-        check::parameter_of({"bias", *a.bias}, a.x, a.width);
+        check::parameter_of({"bias", *a.bias}, normalised, a.width);
         check::dtype_is({"bias", *a.bias}, a.weight.dtype, "the dtype of weight");
     }
     check::eps_is_valid(a.eps);
     check::like_x({"out", a.out}, a.x);
-    if (a.sum) check::like_x({"sum", *a.sum}, a.x);
+    if (a.sum) check::like({"sum", *a.sum}, normalised);
     if (a.mean) check::statistics_of({"mean", *a.mean}, a.x, a.rows);
     if (a.rstd) check::statistics_of({"rstd", *a.rstd}, a.x, a.rows);
     op.run(forward_table, {a.x.dtype, a.x.device}, a);
@@ -46,15 +47,17 @@ void forward(Forward arguments) {
 void backward(Backward arguments) {
     Backward& a = arguments;
     std::tie(a.rows, a.width) = check::rows_and_width(a.x);
-    check::like_x({"grad_out", a.grad_out}, a.x);
+    check::contiguous({"grad_out", a.grad_out});
+    check::at_least_as_wide({"x", a.x}, {"grad_out", a.grad_out});
     if (a.grad_sum) check::like_x({"grad_sum", *a.grad_sum}, a.x);
-    check::parameter_of({"weight", a.weight}, a.x, a.width);
+    check::parameter_of({"weight", a.weight}, {"x", a.x}, a.width);
     check::statistics_of({"mean", a.mean}, a.x, a.rows);
     check::statistics_of({"rstd", a.rstd}, a.x, a.rows);
     check::like_x({"grad_x", a.grad_x}, a.x);
-    if (a.grad_weight) check::parameter_of({"grad_weight", *a.grad_weight}, a.x, a.width);
-    if (a.grad_bias) check::parameter_of({"grad_bias", *a.grad_bias}, a.x, a.width);
-    op.run(backward_table, {a.x.dtype, a.x.device}, a);
+    if (a.grad_narrow) check::like({"grad_narrow", *a.grad_narrow}, {"grad_out", a.grad_out});
+    if (a.grad_weight) check::parameter_of({"grad_weight", *a.grad_weight}, {"x", a.x}, a.width);
+    if (a.grad_bias) check::parameter_of({"grad_bias", *a.grad_bias}, {"x", a.x}, a.width);
+    op.run(backward_table, {a.grad_out.dtype, a.x.device}, a);
 }
 
 }  // namespace pygpt::layer_norm

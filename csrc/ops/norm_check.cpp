@@ -22,9 +22,18 @@ void like_x(const Named& argument, const TensorView& x) {
     contiguous(argument);
 }
 
-void parameter_of(const Named& argument, const TensorView& x, std::int64_t width) {
-    if (argument.tensor.dtype != DType::float32) dtype_is(argument, x.dtype, "the dtype of x, or float32");
-    on_device(argument, x.device, "where x is");
+void at_least_as_wide(const Named& argument, const Named& narrow) {
+    const bool wider = argument.tensor.dtype == DType::float32 && bytes_of(narrow.tensor.dtype) == 2;
+    if (!wider) same_dtype(argument, narrow);
+    like_but_for_dtype(argument, narrow);
+}
+
+void parameter_of(const Named& argument, const Named& normalised, std::int64_t width) {
+    const DType dtype = normalised.tensor.dtype;
+    if (argument.tensor.dtype != DType::float32 && argument.tensor.dtype != dtype) {
+        dtype_is(argument, dtype, text("the dtype of ", normalised.name, ", or float32").c_str());
+    }
+    same_device(argument, normalised);
     shape_is(argument, {width}, "the last dimension of x");
     contiguous(argument);
 }

@@ -12,8 +12,10 @@ namespace pygpt::check {
 std::pair<std::int64_t, std::int64_t> rows_and_width(const TensorView& x);
 
 void like_x(const Named& argument, const TensorView& x);
-// (width,), of x's dtype or float32.
-void parameter_of(const Named& argument, const TensorView& x, std::int64_t width);
+// The shape and device of `narrow`; its dtype, or float32 where that is 16-bit.
+void at_least_as_wide(const Named& argument, const Named& narrow);
+// (width,), of the dtype of what is normalised, or float32.
+void parameter_of(const Named& argument, const Named& normalised, std::int64_t width);
 // (rows,), of the dtype that x is computed in.
 void statistics_of(const Named& argument, const TensorView& x, std::int64_t rows);
 void eps_is_valid(double eps);

@@ -85,32 +85,41 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        branch: Tensor | None = None,
         memory: KeysAndValues | None = None,
         memory_lengths: Tensor | None = None,
         decode: bool = False,
         **visible: Any,
-    ) -> Tensor:
-        """Map the residual stream (B, T, C) to the next layer's.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map the residual stream to the next layer's.
+
+        A block that normalises first leaves its last branch to be added by the next norm, which does so in its own
+        pass over memory. Under autocast branches have its dtype, and the stream keeps its own.
 
         Args:
-            x: (B, T, C).
+            x: (B, T, C), the residual stream.
+            branch: (B, T, C), what the block before has left to be added to it; None: nothing.
             memory: the context's keys and values, from ``cross_attention.keys_values``.
             memory_lengths: (B,) int64, each row's own tokens of the context.
             decode: as in `pygpt.ops.linear`, for all that the block computes.
             visible: other options of `MultiHeadAttention.forward`.
+
+        Returns:
+            The stream, and what is still to be added to it.
         """
         if self.pre_norm:
-            branch = self._attend(self.norm_1(x), decode, visible)  # (B, T, C)
+            inner, x = _add_norm(self.norm_1, branch, x)  # (B, T, C) each
+            branch = self._attend(inner, decode, visible)
             if self.cross_norm is not None:
-                branch, x = _add_norm(self.cross_norm, branch, x)
-                branch = self._attend_to(memory, memory_lengths, branch, decode)
-            branch, x = _add_norm(self.norm_2, branch, x)
-            return ops.add(x, self.feed_forward(branch, decode).to(x.dtype))
-        x, _ = _add_norm(self.norm_1, self._attend(x, decode, visible), x)  # (B, T, C)
+                inner, x = _add_norm(self.cross_norm, branch, x)
+                branch = self._attend_to(memory, memory_lengths, inner, decode)
+            inner, x = _add_norm(self.norm_2, branch, x)
+            return x, self.feed_forward(inner, decode)
+        x, _ = _add_norm(self.norm_1, self._attend(x, decode, visible).to(x.dtype), x)  # (B, T, C)
         if self.cross_norm is not None:
-            x, _ = _add_norm(self.cross_norm, self._attend_to(memory, memory_lengths, x, decode), x)
-        x, _ = _add_norm(self.norm_2, self.feed_forward(x, decode), x)
-        return x
+            x, _ = _add_norm(self.cross_norm, self._attend_to(memory, memory_lengths, x, decode).to(x.dtype), x)
+        x, _ = _add_norm(self.norm_2, self.feed_forward(x, decode).to(x.dtype), x)
+        return x, None
 
     def _attend(self, x: Tensor, decode: bool, visible: dict[str, Any]) -> Tensor:
         out: Tensor = self.attention(x, window=self.window, decode=decode, **visible)
@@ -142,43 +151,50 @@ def make_norm(config: TransformerConfig, **made: Any) -> LayerNorm | RMSNorm:
     return LayerNorm(config.embedding_dim, config.layer_norm_eps, config.bias, **made)
 
 
-def _add_norm(norm: LayerNorm | RMSNorm, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``(norm(branch + x), branch + x)``, in the residual stream's dtype: under autocast the branch has another."""
+def _add_norm(norm: LayerNorm | RMSNorm, branch: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``(norm(x + branch), x + branch)``: the first in the branch's dtype, the second in the stream's."""
+    if branch is None:
+        return norm(x), x
+    if x.dtype != torch.float32:  # which alone may be wider than its branches
+        branch = branch.to(x.dtype)
     if isinstance(norm, RMSNorm):
-        return ops.add_rms_norm(branch.to(x.dtype), x, norm.weight, norm.eps)
-    return ops.add_layer_norm(branch.to(x.dtype), x, norm.weight, norm.bias, norm.eps)
+        return ops.add_rms_norm(branch, x, norm.weight, norm.eps)
+    return ops.add_layer_norm(branch, x, norm.weight, norm.bias, norm.eps)
 
 
 def run_blocks(
     blocks: Iterable[Block],
+    norm: LayerNorm | RMSNorm | None,
     x: Tensor,
     recompute: bool,
     cache: KeyValueCache | None = None,
     memory: Memory | None = None,
     **visible: Any,
 ) -> Tensor:
-    """What blocks, one after the other, make of (B, T, C).
+    """What blocks, one after the other, and the norm behind them make of (B, T, C).
 
     Args:
         blocks: from the first.
+        norm: of a model whose blocks normalise first.
         x: (B, T, C).
         recompute: in training, keep each block's input only and compute the block again in the backward pass.
         cache: of earlier tokens, in which ``x`` is counted when all blocks have run.
         memory: the context that the blocks attend to.
         visible: options of `Block.forward`.
     """
+    branch: Tensor | None = None
     for layer, block in enumerate(blocks):
         if cache is not None:
             visible["cache"] = cache.layer(layer)
         if memory is not None:
             visible |= {"memory": memory.layers[layer], "memory_lengths": memory.lengths}
         if recompute and block.training and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False, **visible)
+            x, branch = checkpoint(block, x, branch, use_reentrant=False, **visible)
         else:
-            x = block(x, **visible)  # (B, T, C)
+            x, branch = block(x, branch, **visible)  # (B, T, C)
     if cache is not None:
         cache.end()
-    return x
+    return x if norm is None else _add_norm(norm, branch, x)[0]
 
 
 class Stack(nn.Module):
@@ -263,8 +279,7 @@ class Stack(nn.Module):
             x = self.embedding_norm(x)
         if self.training:
             x = ops.dropout(x, self.config.embedding_dropout)
-        x = run_blocks(self._blocks(), x, recompute, cache, memory, **visible)  # (B, T, C)
-        return x if self.norm is None else self.norm(x)
+        return run_blocks(self._blocks(), self.norm, x, recompute, cache, memory, **visible)
 
     def remember(self, context: Tensor, lengths: Tensor | None) -> Memory:
         """The keys and values of a context (B, S, C), of which each row has its own length: computed once."""

@@ -178,10 +178,7 @@ class GPT(Transformer):
             x = ops.add(x, embedded)
         if self.training:
             x = ops.dropout(x, self.config.embedding_dropout)
-        x = run_blocks(self._blocks(), x, self.checkpoint_blocks, cache, **visible)  # (B, T, C)
-        if self.norm is not None:
-            x = self.norm(x)
-        return x
+        return run_blocks(self._blocks(), self.norm, x, self.checkpoint_blocks, cache, **visible)
 
     generate = decoding.generate
     beam_search = decoding.beam_search

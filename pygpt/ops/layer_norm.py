@@ -44,14 +44,15 @@ def add_layer_norm(
 
     Args:
         x: (..., width), as for `layer_norm`.
-        residual: the shape and dtype of ``x``.
-        weight: (width,), the dtype of ``x`` or float32.
+        residual: the shape of ``x``, and its dtype, or float32 where ``x`` is 16-bit: a residual stream that keeps its
+            bits in mixed precision.
+        weight: (width,), the dtype of ``residual`` or float32.
         bias: (width,), the dtype of ``weight``, or None.
         eps: added to the variance; at least 0.
 
     Returns:
-        ``(layer_norm(x + residual), x + residual)``, both with the shape and dtype of ``x``; the same bits as the two
-        operations one after the other.
+        ``(layer_norm(x + residual), x + residual)``, of the shape of ``x``: the first in its dtype, the second in that
+        of ``residual``. The same bits as the two operations one after the other, the first then rounded.
 
     Raises:
         ValueError: if a shape, device or ``eps`` does not fit.
@@ -99,7 +100,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | Non
     if grad_out is None:
         return None, None, None, None
     x, weight, mean, rstd = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _layer_norm_backward(grad_out, None, x, weight, mean, rstd)
+    grad_x, _, grad_weight, grad_bias = _layer_norm_backward(grad_out, None, x, weight, mean, rstd)
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None
 
 
@@ -107,7 +108,7 @@ def _add_forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, residual = contiguous(x), contiguous(residual)
-    out, total, (mean, rstd) = torch.empty_like(x), torch.empty_like(x), _statistics(x)
+    out, total, (mean, rstd) = torch.empty_like(x), torch.empty_like(residual), _statistics(x)
     C.layer_norm_forward(x, residual, contiguous(weight), contiguous(bias), eps, out, total, mean, rstd)
     return out, total, mean, rstd
 
@@ -116,41 +117,54 @@ def _add_fake(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return (out, torch.empty_like(out), *_statistics(x))
+    return (out, torch.empty_like(out, dtype=residual.dtype), *_statistics(x))
 
 
 def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, weight, bias, _ = inputs
+    x, _, weight, bias, _ = inputs
     _, total, mean, rstd = output
     ctx.save_for_backward(total, weight, mean, rstd)
+    ctx.dtype = x.dtype
     ctx.has_bias = bias is not None
     ctx.set_materialize_grads(False)
 
 
 def _add_backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return grad_total, grad_total, None, None, None
+        return None if grad_total is None else grad_total.to(ctx.dtype), grad_total, None, None, None
     total, weight, mean, rstd = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _layer_norm_backward(grad_out, grad_total, total, weight, mean, rstd)
-    return grad_x, grad_x, grad_weight, grad_bias if ctx.has_bias else None, None
+    grad_sum, grad_x, grad_weight, grad_bias = _layer_norm_backward(grad_out, grad_total, total, weight, mean, rstd)
+    grad_x = grad_sum if ctx.dtype == grad_sum.dtype else grad_x
+    return grad_x, grad_sum, grad_weight, grad_bias if ctx.has_bias else None, None
 
 
 def _backward_kernel(
     grad_out: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight = contiguous(x), contiguous(weight)
-    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    grad_sum = None if grad_sum is None else contiguous(grad_sum)
-    C.layer_norm_backward(contiguous(grad_out), grad_sum, x, weight, mean, rstd, grad_x, grad_weight, grad_bias)
-    return grad_x, grad_weight, grad_bias
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = _backward_fake(grad_out, grad_sum, x, weight, mean, rstd)
+    grad_x, grad_narrow, grad_weight, grad_bias = grads
+    C.layer_norm_backward(
+        contiguous(grad_out),
+        contiguous(grad_sum),
+        contiguous(x),
+        contiguous(weight),
+        mean,
+        rstd,
+        grad_x,
+        None if grad_out.dtype == x.dtype else grad_narrow,
+        grad_weight,
+        grad_bias,
+    )
+    return grads
 
 
 def _backward_fake(
     grad_out: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     contiguous_format = torch.contiguous_format
     return (
         torch.empty_like(x, memory_format=contiguous_format),
+        grad_out.new_empty((0,) if grad_out.dtype == x.dtype else x.shape),
         torch.empty_like(weight, memory_format=contiguous_format),
         torch.empty_like(weight, memory_format=contiguous_format),
     )
@@ -159,7 +173,7 @@ def _backward_fake(
 _layer_norm_backward = Operation(
     "layer_norm_backward",
     "(Tensor grad_out, Tensor? grad_sum, Tensor x, Tensor weight, Tensor mean, Tensor rstd)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     forward=_backward_kernel,
     fake=_backward_fake,
 )

@@ -41,13 +41,14 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5)
 
     Args:
         x: (..., width), as for `rms_norm`.
-        residual: the shape and dtype of ``x``.
-        weight: (width,), the dtype of ``x`` or float32.
+        residual: the shape of ``x``, and its dtype, or float32 where ``x`` is 16-bit: a residual stream that keeps its
+            bits in mixed precision.
+        weight: (width,), the dtype of ``residual`` or float32.
         eps: added to the mean square; at least 0.
 
     Returns:
-        ``(rms_norm(x + residual), x + residual)``, both with the shape and dtype of ``x``; the same bits as the two
-        operations one after the other.
+        ``(rms_norm(x + residual), x + residual)``, of the shape of ``x``: the first in its dtype, the second in that of
+        ``residual``. The same bits as the two operations one after the other, the first then rounded.
 
     Raises:
         ValueError: if a shape, device or ``eps`` does not fit.
@@ -92,56 +93,68 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return None, None, None
-    return (*_rms_norm_backward(grad_out, None, *ctx.saved_tensors), None)
+    grad_x, _, grad_weight = _rms_norm_backward(grad_out, None, *ctx.saved_tensors)
+    return grad_x, grad_weight, None
 
 
 def _add_forward(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    x = contiguous(x)
-    out, total, rstd = torch.empty_like(x), torch.empty_like(x), _statistics(x)
-    C.rms_norm_forward(x, contiguous(residual), contiguous(weight), eps, out, total, rstd)
+    x, residual = contiguous(x), contiguous(residual)
+    out, total, rstd = torch.empty_like(x), torch.empty_like(residual), _statistics(x)
+    C.rms_norm_forward(x, residual, contiguous(weight), eps, out, total, rstd)
     return out, total, rstd
 
 
 def _add_fake(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, torch.empty_like(out), _statistics(x)
+    return out, torch.empty_like(out, dtype=residual.dtype), _statistics(x)
 
 
 def _add_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, total, rstd = output
     ctx.save_for_backward(total, inputs[2], rstd)
+    ctx.dtype = inputs[0].dtype
     ctx.set_materialize_grads(False)
 
 
 def _add_backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return grad_total, grad_total, None, None
-    grad_x, grad_weight = _rms_norm_backward(grad_out, grad_total, *ctx.saved_tensors)
-    return grad_x, grad_x, grad_weight, None
+        return None if grad_total is None else grad_total.to(ctx.dtype), grad_total, None, None
+    grad_sum, grad_x, grad_weight = _rms_norm_backward(grad_out, grad_total, *ctx.saved_tensors)
+    return grad_sum if ctx.dtype == grad_sum.dtype else grad_x, grad_sum, grad_weight, None
 
 
 def _backward_kernel(
     grad_out: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
-    x, weight = contiguous(x), contiguous(weight)
-    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    C.rms_norm_backward(contiguous(grad_out), contiguous(grad_sum), x, weight, rstd, grad_x, grad_weight)
-    return grad_x, grad_weight
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _backward_fake(grad_out, grad_sum, x, weight, rstd)
+    grad_x, grad_narrow, grad_weight = grads
+    C.rms_norm_backward(
+        contiguous(grad_out),
+        contiguous(grad_sum),
+        contiguous(x),
+        contiguous(weight),
+        rstd,
+        grad_x,
+        None if grad_out.dtype == x.dtype else grad_narrow,
+        grad_weight,
+    )
+    return grads
 
 
 def _backward_fake(
     grad_out: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     contiguous_format = torch.contiguous_format
     return (
         torch.empty_like(x, memory_format=contiguous_format),
+        grad_out.new_empty((0,) if grad_out.dtype == x.dtype else x.shape),
         torch.empty_like(weight, memory_format=contiguous_format),
     )
 
 
 _rms_norm_backward = Operation(
     "rms_norm_backward",
-    "(Tensor grad_out, Tensor? grad_sum, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor)",
+    "(Tensor grad_out, Tensor? grad_sum, Tensor x, Tensor weight, Tensor rstd) -> (Tensor, Tensor, Tensor)",
     forward=_backward_kernel,
     fake=_backward_fake,
 )

@@ -175,14 +175,18 @@ def test_autocast():
         assert distance < 0.1, f"{name}: {distance}"
 
 
-def test_recomputed_blocks_give_the_same_bits_with_dropout():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputed_blocks_give_the_same_bits_with_dropout(autocast):
     model = lively(small(dropout=0.2)).train()
     ids, targets = tokens(model, 3, 9), tokens(model, 3, 9)
-    torch.manual_seed(5)
-    kept = loss_and_gradients(model, ids, targets)
-    model.checkpoint_blocks = True
-    torch.manual_seed(5)
-    recomputed = loss_and_gradients(model, ids, targets)
+
+    def run(recompute):
+        model.checkpoint_blocks = recompute
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return loss_and_gradients(model, ids, targets)
+
+    kept, recomputed = run(False), run(True)
     for name, value in kept.items():
         assert_same_bits(value, recomputed[name], name)
 

@@ -19,6 +19,7 @@ from tests.support import (
     random_generator,
     strided,
     unaligned,
+    with_residual_streams,
 )
 
 
@@ -56,18 +57,20 @@ def test_any_shape(implementation, shape, width, offset):
 
 
 def test_add_rms_norm_is_the_two_operations(implementation, generator):
-    for dtype in dtypes_of(implementation):
-        x, residual, weight = (normal(generator, *shape, dtype=dtype) for shape in ((9, 70), (9, 70), (70,)))
-        grads = [normal(generator, 9, 70, dtype=dtype) for _ in range(2)]
+    for dtype, stream in with_residual_streams(dtypes_of(implementation)):
+        x, residual = normal(generator, 9, 70, dtype=dtype), normal(generator, 9, 70, dtype=stream)
+        weight = normal(generator, 70, dtype=stream)
+        grads = [normal(generator, 9, 70, dtype=dtype), normal(generator, 9, 70, dtype=stream)]
         (out, total), fused = gradients(ops.add_rms_norm, [x, residual, weight], grads)
         assert_same_bits(total, x + residual, "sum")
-        assert_same_bits(out, ops.rms_norm(x + residual, weight), "normalised")
+        assert_same_bits(out, ops.rms_norm(x + residual, weight).to(dtype), "normalised")
+        assert_same_bits(fused[0], fused[1].to(dtype), "the two summands' gradients")
         _, (grad_sum, grad_weight) = gradients(
             reference.rms_norm, [total.double(), weight.double()], [grads[0].double()]
         )
         exact = grad_sum + grads[1].double()
         for mine, right in zip(fused, [exact, exact, grad_weight], strict=True):
-            assert_accurate(mine, right, None, f"{dtype}")
+            assert_accurate(mine, right, None, f"{dtype} added to {stream}")
 
 
 def test_float32_weight_of_bfloat16_input(implementation, generator):
@@ -115,6 +118,9 @@ def test_autograd_and_library(generator):
     assert torch.autograd.gradcheck(ops.add_rms_norm, tuple(inputs))
     torch.library.opcheck(torch.ops.pygpt.rms_norm, (inputs[0], inputs[2], 1e-5))
     torch.library.opcheck(torch.ops.pygpt.add_rms_norm, (*inputs, 1e-5))
+    single = [t.detach().float().requires_grad_() for t in inputs]
+    narrow = single[0].detach().bfloat16().requires_grad_()
+    torch.library.opcheck(torch.ops.pygpt.add_rms_norm, (narrow, *single[1:], 1e-5))
 
 
 def test_numpy_in_numpy_out(generator):

@@ -68,7 +68,8 @@ Statistics<compute_t<Storage>> statistics_of_row(const Storage* x, std::int64_t 
     }
 }
 
-template <class Storage, class Parameter, class Forward>
+// Stream: of the residual, and so of what is normalised.
+template <class Storage, class Stream, class Parameter, class Forward>
 void forward_rows(const Forward& a, std::int64_t first_row, std::int64_t last_row) {
     using Number = compute_t<Storage>;
     using V = Vec<Number>;
@@ -78,28 +79,31 @@ void forward_rows(const Forward& a, std::int64_t first_row, std::int64_t last_ro
     if constexpr (centred<Forward>) bias = a.bias ? static_cast<const Parameter*>(a.bias->data) : nullptr;
     for (std::int64_t row = first_row; row < last_row; ++row) {
         const Storage* x = row_of<Storage>(a.x, row, width);
+        const Stream* normalised = nullptr;
         if (a.residual) {
-            const Storage* residual = row_of<Storage>(*a.residual, row, width);
-            Storage* sum = row_of<Storage>(*a.sum, row, width);
+            const Stream* residual = row_of<Stream>(*a.residual, row, width);
+            Stream* sum = row_of<Stream>(*a.sum, row, width);
             map_row<V>(
                 width,
                 [&](std::int64_t i, std::int64_t count) {
                     return V::load(x + i, count) + V::load(residual + i, count);
                 },
                 [&](std::int64_t i, std::int64_t count, V v) { v.store(sum + i, count); });
-            x = sum;
+            normalised = sum;
+        } else if constexpr (std::is_same_v<Stream, Storage>) {
+            normalised = x;
         }
-        const auto [mean, rstd] = statistics_of_row<centred<Forward>, Storage>(x, width, static_cast<Number>(a.eps));
+        const auto [mean, rstd] = statistics_of_row<centred<Forward>>(normalised, width, static_cast<Number>(a.eps));
         const V mean_v = V::broadcast(mean);
         const V rstd_v = V::broadcast(rstd);
         Storage* out = row_of<Storage>(a.out, row, width);
         map_row<V>(
             width,
             [&](std::int64_t i, std::int64_t count) {
-                if constexpr (!centred<Forward>) return V::load(x + i, count) * rstd_v * V::load(weight + i, count);
-                const V normalised = (V::load(x + i, count) - mean_v) * rstd_v;
+                const V value = V::load(normalised + i, count);
+                if constexpr (!centred<Forward>) return value * rstd_v * V::load(weight + i, count);
                 const V shift = bias ? V::load(bias + i, count) : V::zero();
-                return fma(normalised, V::load(weight + i, count), shift);
+                return fma((value - mean_v) * rstd_v, V::load(weight + i, count), shift);
             },
             [&](std::int64_t i, std::int64_t count, V y) { y.store(out + i, count); });
         if constexpr (centred<Forward>) {
@@ -110,7 +114,7 @@ void forward_rows(const Forward& a, std::int64_t first_row, std::int64_t last_ro
 }
 
 // `grad_weight` gets the rows' sum; behind it stands, in layer norm, that of grad_bias.
-template <class Storage, class Parameter, class Backward>
+template <class Storage, class Stream, class Parameter, class Backward>
 void backward_rows(const Backward& a, std::int64_t first_row, std::int64_t last_row, compute_t<Storage>* grad_weight) {
     using Number = compute_t<Storage>;
     using V = Vec<Number>;
@@ -120,7 +124,7 @@ void backward_rows(const Backward& a, std::int64_t first_row, std::int64_t last_
     Number* const grad_bias = grad_weight + width;
     std::fill(grad_weight, grad_weight + parameters<Backward> * width, Number(0));
     for (std::int64_t row = first_row; row < last_row; ++row) {
-        const Storage* x = row_of<Storage>(a.x, row, width);
+        const Stream* x = row_of<Stream>(a.x, row, width);
         const Storage* grad_out = row_of<Storage>(a.grad_out, row, width);
         V mean = V::zero();
         if constexpr (centred<Backward>) mean = V::broadcast(static_cast<const Number*>(a.mean.data)[row]);
@@ -135,8 +139,9 @@ void backward_rows(const Backward& a, std::int64_t first_row, std::int64_t last_
         });
         const V mean_g = V::broadcast(reduce_add(sums.first)) * per_width;
         const V mean_gn = V::broadcast(reduce_add(sums.second)) * per_width;
-        Storage* grad_x = row_of<Storage>(a.grad_x, row, width);
-        const Storage* grad_sum = a.grad_sum ? row_of<Storage>(*a.grad_sum, row, width) : nullptr;
+        Stream* grad_x = row_of<Stream>(a.grad_x, row, width);
+        const Stream* grad_sum = a.grad_sum ? row_of<Stream>(*a.grad_sum, row, width) : nullptr;
+        Storage* grad_narrow = a.grad_narrow ? row_of<Storage>(*a.grad_narrow, row, width) : nullptr;
         struct Gradients {
             V x, weight, bias;
         };
@@ -153,6 +158,7 @@ void backward_rows(const Backward& a, std::int64_t first_row, std::int64_t last_
             },
             [&](std::int64_t i, std::int64_t count, const Gradients& gradients) {
                 gradients.x.store(grad_x + i, count);
+                if (grad_narrow) gradients.x.store(grad_narrow + i, count);
                 gradients.weight.store(grad_weight + i, count);
                 if constexpr (centred<Backward>) gradients.bias.store(grad_bias + i, count);
             });
@@ -172,45 +178,50 @@ void add_groups(const Number* partial, std::int64_t groups, std::int64_t stride,
     });
 }
 
-// f(Storage{}, Parameter{}) for the stored types of x and weight.
+// f(Storage{}, Stream{}, Parameter{}) for the stored types of what goes through the norm's input and output, of what is
+// normalised, and of the weight, which is float32 where the first two differ.
 template <class F>
-void with_types(DType x, DType weight, F f) {
-    with_storage(x, [&](auto storage) {
-        if (weight == DType::float32) return f(storage, float{});
-        return f(storage, storage);
+void with_types(DType storage, DType stream, DType weight, F f) {
+    with_storage(storage, [&](auto s) {
+        if constexpr (sizeof(s) == 2) {
+            if (stream == DType::float32) return f(s, float{}, float{});
+        }
+        if (weight == DType::float32) return f(s, s, float{});
+        return f(s, s, s);
     });
 }
 
 // Forward and Backward are the arguments of either op.
 template <class Forward>
 void norm_forward(const Forward& a) {
-    with_types(a.x.dtype, a.weight.dtype, [&](auto storage, auto parameter) {
+    const auto run = [&]<class Storage, class Stream, class Parameter>(Storage, Stream, Parameter) {
         parallel_for((a.rows + rows_per_group - 1) / rows_per_group, [&](std::int64_t group) {
             const std::int64_t first = group * rows_per_group;
-            forward_rows<decltype(storage), decltype(parameter)>(a, first, std::min(first + rows_per_group, a.rows));
+            forward_rows<Storage, Stream, Parameter>(a, first, std::min(first + rows_per_group, a.rows));
         });
-    });
+    };
+    with_types(a.x.dtype, a.residual ? a.residual->dtype : a.x.dtype, a.weight.dtype, run);
 }
 
 template <class Backward>
 void norm_backward(const Backward& a) {
-    with_types(a.x.dtype, a.weight.dtype, [&](auto storage, auto parameter) {
-        using Parameter = decltype(parameter);
-        using Number = compute_t<decltype(storage)>;
+    const auto run = [&]<class Storage, class Stream, class Parameter>(Storage, Stream, Parameter) {
+        using Number = compute_t<Storage>;
         const std::int64_t groups = (a.rows + rows_per_group - 1) / rows_per_group;
         const std::int64_t stride = parameters<Backward> * a.width;
         const Scratch scratch(static_cast<std::size_t>(groups * stride) * sizeof(Number));
         auto* partial = static_cast<Number*>(scratch.data());
         parallel_for(groups, [&](std::int64_t group) {
             const std::int64_t first = group * rows_per_group;
-            backward_rows<decltype(storage), Parameter>(a, first, std::min(first + rows_per_group, a.rows),
-                                                        partial + group * stride);
+            backward_rows<Storage, Stream, Parameter>(a, first, std::min(first + rows_per_group, a.rows),
+                                                      partial + group * stride);
         });
         if (a.grad_weight) add_groups<Number, Parameter>(partial, groups, stride, a.width, *a.grad_weight);
         if constexpr (centred<Backward>) {
             if (a.grad_bias) add_groups<Number, Parameter>(partial + a.width, groups, stride, a.width, *a.grad_bias);
         }
-    });
+    };
+    with_types(a.grad_out.dtype, a.x.dtype, a.weight.dtype, run);
 }
 
 }  // namespace
