@@ -30,10 +30,12 @@ def reshaped(model: Model, seed: int = 0, **changes: Any) -> Model:
         The new model, in the mode, and on the device, of the other.
 
     Raises:
-        ValueError: if the changes do not fit, or parameters of the model do not fit the new one.
+        ValueError: if the changes do not fit, parameters of the model do not fit the new one, or it is quantised.
 
     Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021.
     """
+    if model.quantization is not None:
+        raise ValueError("a quantised model keeps its shape: change the model that it was made from")
     weight = model.token_embedding.weight
     config = replace(model.config, **changes)
     with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):

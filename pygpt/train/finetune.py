@@ -122,6 +122,10 @@ def write_folder(folder: Path, config: TrainConfig, check_memory: Callable[[Any]
     bad = BadLines(config.data[0], config.skip_bad)
     records = read_records(config.data[0], config.task, bad)
     base = load_saved(config.base, torch.float32)
+    if base.model.quantization is not None:
+        raise ValueError(
+            f"{base.folder} holds a quantised model, which cannot be trained: fine-tune the model that it was made from"
+        )
     template = _template(config, base)
     tokenizer = base.tokenizer.with_special(needed_tokens(config.task, base.model, base.tokenizer, template))
     model, changes = _prepared(base, tokenizer, config, records)

@@ -275,6 +275,17 @@ def test_mistakes_leave_no_folder(bases: dict[str, Path], tmp_path: Path, fails:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing half-written"
 
 
+def test_a_quantised_base_is_refused(bases: dict[str, Path], tmp_path: Path, fails: Run) -> None:
+    """Its weights are whole numbers; further tokens would have made a model of the same shape without them."""
+    model, tokenizer = load_model(bases["gpt"])
+    model.quantize("int8").save_pretrained(tmp_path / "base")
+    tokenizer.save(tmp_path / "base")
+    data = write(tmp_path / "t.jsonl", *examples("generation"))
+    words = ["--base", str(tmp_path / "base"), "--task", "generation", "--data", data, "--out", str(tmp_path / "run")]
+    assert "holds a quantised model, which cannot be trained" in fails("train", *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_that_knows_its_labels_keeps_them(bases: dict[str, Path], tmp_path: Path, fails: Run) -> None:
     data = write(tmp_path / "l.jsonl", *examples("classification"))
     words = ["--task", "classification", *TUNE, "--eval-every", "0", "--save-every", "0"]

@@ -25,6 +25,12 @@ def test_new_tokens_leave_the_others_logits_alone(tied: bool) -> None:
         reshaped(model, vocab_size=10)
 
 
+def test_a_quantised_model_keeps_its_shape() -> None:
+    model = GPT(GPTConfig(vocab_size=11, **SIZES)).quantize("int8")
+    with pytest.raises(ValueError, match="a quantised model keeps its shape"):
+        reshaped(model, vocab_size=12)
+
+
 def test_an_encoder_decoder_grows_too() -> None:
     model = Seq2Seq(Seq2SeqConfig(vocab_size=11, **SIZES))
     assert torch.equal(reshaped(model, vocab_size=12)(IDS, IDS)[..., :11], model(IDS, IDS))
