@@ -242,10 +242,6 @@ class Stack(nn.Module):
         self.norm = make_norm(config, **made) if config.norm == "pre" else None
         self.register_buffer("position_table", None, persistent=False)
 
-    def make_position_table(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compute the positions' table, if they have one that is no parameter: `_materialise` leaves it empty."""
-        self.position_table = position_table(self.config, device, dtype)
-
     def forward(
         self,
         x: Tensor,

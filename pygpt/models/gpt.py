@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pygpt import generate as decoding
 from pygpt import ops
 from pygpt.models import quantized
-from pygpt.models.block import Block, make_norm, position_table, run_blocks
+from pygpt.models.block import Block, make_norm, run_blocks
 from pygpt.models.config import GPTConfig
 from pygpt.models.sequence import check_ids, document_positions, past_lengths
 from pygpt.models.transformer import Transformer
@@ -71,8 +71,8 @@ class GPT(Transformer):
             self.head = Linear(width, config.vocab_size, bias=False, device=meta, dtype=dtype)
         if quantization is not None:
             quantized.leave_room(self, quantization, head_quantization or quantization, device, dtype)
+        self.register_buffer("position_table", None, persistent=False)
         self._materialise(device, initialise and quantization is None)
-        self.register_buffer("position_table", position_table(config, device, dtype), persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pygpt import ops
-from pygpt.models.block import Stack
+from pygpt.models.block import position_table
 from pygpt.models.config import TransformerConfig
 from pygpt.models.memory import check_fits
 from pygpt.models.session import Session
@@ -64,11 +64,28 @@ class Transformer(nn.Module):
 
     def _materialise(self, device: torch.device, initialise: bool) -> None:
         self.to_empty(device=device)
-        for module in self.modules():
-            if isinstance(module, Stack):
-                module.make_position_table(device, self.token_embedding.weight.dtype)
+        self._make_position_tables()
         if initialise and device.type != "meta":
             self.reset_parameters()
+
+    def _make_position_tables(self) -> None:
+        """Compute the tables of positions that are no parameters, for the model's device and dtype."""
+        weight = self.token_embedding.weight
+        for module in self._modules_with_positions():
+            module.position_table = position_table(self.config, weight.device, weight.dtype)
+
+    def _modules_with_positions(self) -> list[Any]:
+        return [module for module in self.modules() if hasattr(module, "position_table")]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        # ``to`` and its like come here. Positions are not rounded to another dtype but computed anew: then a model that
+        # was moved has the bits of one that was made there, and is the same after there and back.
+        before = [module.position_table for module in self._modules_with_positions()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = [module.position_table for module in self._modules_with_positions()]
+        if any(new is not old for old, new in zip(before, after, strict=True)):
+            self._make_position_tables()
+        return self
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

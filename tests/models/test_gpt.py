@@ -273,6 +273,23 @@ def test_positions_follow_the_device_and_dtype():
     assert copy.deepcopy(model)(tokens(model, 1, 3)).isfinite().all()
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "rope"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.float64)])
+def test_a_model_that_was_moved_has_the_bits_of_one_that_was_made_there(positions, dtype):
+    model = lively(small(positions=positions))
+    ids = tokens(model, 2, 16)
+    before = model(ids)
+    there = GPT(model.config, dtype=dtype).eval()
+    there.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()})
+    moved = copy.deepcopy(model).to(dtype)
+    assert_same_bits(moved(ids), there(ids), "moved")
+    with torch.no_grad():
+        back = moved.float()
+        for own, original in zip(back.parameters(), model.parameters(), strict=True):
+            own.copy_(original)
+    assert_same_bits(back(ids), before, "there and back")
+
+
 @pytest.mark.parametrize(
     "arguments, error, words",
     [
