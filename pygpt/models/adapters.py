@@ -108,13 +108,20 @@ def attach(
         changes: what ``reshaped`` was asked for.
 
     Raises:
-        ValueError: if a target is no map of the model, or the rank is larger than a map.
+        ValueError: if a target is no map of the model, or the rank is larger than a map; or if the model has adapters,
+            or is quantised.
     """
+    if has_adapters(model):
+        raise ValueError("the model has adapters already: merge them before it gets others")
+    if model.quantization is not None:
+        raise ValueError("a quantised model cannot have adapters: give them to the model that it was made from")
     there = dict.fromkeys(name.rpartition(".")[2] for name, _ in _maps(model))
     targets = tuple(there) if targets is None else tuple(targets)
     for name in targets:
         if name not in there:
             raise ValueError(f"lora_targets must be any of {', '.join(there)}, not {name!r}")
+    if not targets:
+        raise ValueError(f"lora_targets must be one or more of {', '.join(there)}, but there is none")
     chosen = [(name, module) for name, module in _maps(model) if name.rpartition(".")[2] in targets]
     smallest = min(min(module.weight.shape) for _, module in chosen)
     if not 1 <= rank <= smallest:
@@ -142,9 +149,22 @@ def _attach(model: Transformer, adapters: Adapters) -> None:
 
 def merge(model: Transformer) -> None:
     """Make the adapters' maps plain again, with their effect in their weights: the same bits come out."""
+    _detach(model, keep_effect=True)
+
+
+def has_adapters(model: Transformer) -> bool:
+    """Whether a map of the model has an adapter."""
+    return any(parametrize.is_parametrized(module) for module in model.modules())
+
+
+def _detach(model: Transformer, keep_effect: bool) -> None:
+    """Make the model what it was before `_attach`, with the adapters' effect in its weights or without."""
     for _, module in list(_maps(model)):
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=keep_effect)
+    for name, table in list(model.named_parameters()):
+        if name in TABLES:  # a new parameter, without the hook that keeps its first rows
+            model.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(table.detach())
     for parameter in model.parameters():
         parameter.requires_grad_()
 
@@ -183,10 +203,11 @@ def load(model: Transformer, folder: str | Path) -> tuple[Any, Adapters]:
     """
     folder = Path(folder)
     adapters = _read(folder)
-    lacking = {name: value for name, value in adapters.changes.items() if _plain(model, name) != value}
+    stored = load_tensors(folder / WEIGHTS)
     if adapters.model["class"] != type(model).__name__:
         raise ValueError(f"{folder} has adapters of a {adapters.model['class']}, not of a {type(model).__name__}")
     mine = {"class": type(model).__name__, **model.config.to_dict()}
+    lacking = {name: value for name, value in adapters.changes.items() if mine.get(name) != value}
     for name, value in adapters.model.items():
         if name not in (*_FREE, *adapters.changes) and mine.get(name) != value:
             raise ValueError(
@@ -202,19 +223,25 @@ def load(model: Transformer, folder: str | Path) -> tuple[Any, Adapters]:
     if _fingerprint(model, adapters.tokens) != adapters.base:
         raise ValueError(f"{folder} has adapters of another model: its weights are others, in the same shapes")
     _attach(model, adapters)
-    stored = load_tensors(folder / WEIGHTS)
-    targets = _trained(model, adapters)
+    try:
+        _fill(_trained(model, adapters), stored, folder / WEIGHTS)
+    except ValueError:
+        _detach(model, keep_effect=False)
+        raise
+    return model, adapters
+
+
+@torch.no_grad()
+def _fill(targets: dict[str, Tensor], stored: dict[str, Tensor], path: Path) -> None:
+    """Put stored tensors into their places. Raises: ValueError if they do not fit; then none was put."""
     if stored.keys() != targets.keys():
         odd = min(stored.keys() ^ targets.keys())
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {'lacks' if odd in targets else 'has'} {odd}")
-    with torch.no_grad():
-        for name, target in targets.items():
-            if target.shape != stored[name].shape:
-                raise ValueError(
-                    f"{folder / WEIGHTS}: {name} has shape {tuple(stored[name].shape)}, not {tuple(target.shape)}"
-                )
-            target.copy_(stored[name])
-    return model, adapters
+        raise ValueError(f"{path} is damaged: {'lacks' if odd in targets else 'has'} {odd}")
+    for name, target in targets.items():
+        if target.shape != stored[name].shape:
+            raise ValueError(f"{path}: {name} has shape {tuple(stored[name].shape)}, not {tuple(target.shape)}")
+    for name, target in targets.items():
+        target.copy_(stored[name])
 
 
 def _read(folder: Path) -> Adapters:
@@ -236,10 +263,6 @@ def _maps(model: Transformer) -> Iterator[tuple[str, Linear]]:
 def _whole(model: Transformer, name: str) -> bool:
     """Whether a parameter is trained whole: that of a head which the base need not have had."""
     return bool(getattr(model.config, "labels", ())) and name.startswith(HEADS)
-
-
-def _plain(model: Transformer, name: str) -> Any:
-    return model.config.to_dict()[name]
 
 
 def _trained(model: Transformer, adapters: Adapters) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
+from pygpt.models.adapters import has_adapters
 from pygpt.models.bart_layout import BART
 from pygpt.models.bert_layout import BERT
 from pygpt.models.config import GPTConfig, TransformerConfig
@@ -173,8 +174,13 @@ def save(model: Transformer, folder: str | Path) -> str:
         The layout's model_type, such as ``"gpt2"``; one that begins with ``"pygpt"`` if no other can say the model.
 
     Raises:
+        ValueError: if the model has adapters, which are saved alone or merged into it.
         OSError: if the folder or the disk does not take the files.
     """
+    if has_adapters(model):
+        raise ValueError(
+            "the model has adapters: save these by pygpt.models.adapters.save, or merge them into its weights first"
+        )
     folder = Path(folder)
     fitting = (each for each in LAYOUTS if isinstance(model, each.model) and each.fits(model.config))
     layout = next(fitting) if model.quantization is None else QUANTIZED

@@ -62,7 +62,8 @@ class Linear(nn.Module):
 
     def packed(self) -> Tensor | None:
         """``packed_weight`` where it is of use: autocast computes with a cast weight, which is another."""
-        return None if torch.is_autocast_enabled(self.weight.device.type) else self.packed_weight
+        packed = self.packed_weight
+        return None if packed is None or torch.is_autocast_enabled(packed.device.type) else packed
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

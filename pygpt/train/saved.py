@@ -50,8 +50,10 @@ def load_saved(folder: str | Path, dtype: torch.dtype | None = None, *, keep_qua
         raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run or of a model, or a GGUF file")
     path = Checkpoints(folder / "checkpoints").best() if (folder / "config.toml").is_file() else folder
     if (path / adapters.SETTINGS).is_file() and path != folder:
-        model, _ = adapters.load(Transformer.from_pretrained(folder / BASE, dtype=dtype), path)
+        # Adapters belong to the base's very bits: the model is moved to another dtype when it is whole.
+        model, _ = adapters.load(Transformer.from_pretrained(folder / BASE), path)
         adapters.merge(model)
+        model.to(dtype)
     else:
         model = Transformer.from_pretrained(path, dtype=dtype)
     tokenizer = Tokenizer.load(path)

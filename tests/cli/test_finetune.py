@@ -193,6 +193,8 @@ def test_merged_and_alone(bases: dict[str, Path], tmp_path: Path) -> None:
     again, _ = adapters.load(base, Checkpoints(run / "checkpoints").best())
     ids = torch.tensor([tokenizer.encode("the cat<|answer|>")])
     assert torch.equal(again.eval()(ids), model(ids))
+    assert torch.equal(load_saved(run, torch.bfloat16).model(ids), model.bfloat16()(ids))
+    model, _ = load_model(run)
     model.save_pretrained(tmp_path / "merged")
     assert torch.equal(GPT.from_pretrained(tmp_path / "merged")(ids), model(ids))
     other = Transformer.from_pretrained(run / "base")

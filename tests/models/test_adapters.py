@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pygpt import GPT, Encoder, EncoderConfig, GPTConfig, Seq2Seq, Seq2SeqConfig
-from pygpt.models.adapters import Adapters, attach, load, merge, save, steady
+from pygpt.models.adapters import Adapters, LowRank, attach, load, merge, save, steady
 from pygpt.models.reshape import reshaped
 from pygpt.optim import AdamW
 from pygpt.train.trainer import parameter_groups
@@ -87,6 +87,44 @@ def test_the_update_is_the_papers() -> None:
     assert not hasattr(model.blocks[0].attention.qkv, "parametrizations")
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_weight_is_computed_once_in_a_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for one that attends to a context, whose rows are used in two products."""
+    model = MODELS[kind]()
+    attach(model, 2, 4)
+    computed: list[LowRank] = []
+    forward = LowRank.forward
+    monkeypatch.setattr(LowRank, "forward", lambda self, weight: computed.append(self) or forward(self, weight))
+    loss_of(model)
+    crossing = {
+        module.parametrizations.weight[0]
+        for name, module in model.named_modules()
+        if name.endswith("cross_attention.qkv")
+    }
+    there = [module for module in model.modules() if isinstance(module, LowRank)]
+    assert sorted(map(id, computed)) == sorted(map(id, [*there, *crossing]))
+
+
+def test_a_merged_model_trains_whole() -> None:
+    model = reshaped(GPT(GPTConfig(vocab_size=8, **SIZES)), vocab_size=11)
+    attach(model, 2, 4, base_tokens=8, changes={"vocab_size": 11})
+    merge(model)
+    model.loss(IDS % 8, IDS % 8).backward()
+    gradient = model.token_embedding.weight.grad
+    assert gradient is not None and gradient[:8].abs().amax(1).min() > 0
+
+
+def test_a_model_with_adapters_is_not_saved_as_a_whole(tmp_path: Path) -> None:
+    for make in MODELS.values():
+        model = make()
+        attach(model, 2, 4)
+        with pytest.raises(ValueError, match=r"save these by pygpt\.models\.adapters\.save, or merge them"):
+            model.save_pretrained(tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        merge(model)
+        model.save_pretrained(tmp_path / "merged")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_tokens_are_trained_and_the_others_stay(tied: bool, tmp_path: Path) -> None:
     base = GPT(GPTConfig(vocab_size=8, tie_head=tied, **SIZES))
@@ -126,21 +164,30 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             load(other, tmp_path)
 
+    def base() -> GPT:
+        torch.manual_seed(3)
+        return MODELS["gpt"]()
+
     refused(MODELS["gpt"](), "of another model: its weights are others")
     refused(
         GPT(GPTConfig(vocab_size=11, **{**SIZES, "embedding_dim": 16})), "its embedding_dim is 8, and this one's 16"
     )
     refused(GPT(GPTConfig(vocab_size=12, **SIZES)), "its vocab_size is 11, and this one's 12")
     refused(MODELS["encoder"](), "adapters of a GPT, not of a Encoder")
-
-    def base() -> GPT:
-        torch.manual_seed(3)
-        return MODELS["gpt"]()
+    labels = {"labels": ["a", "b"], "mlm_head": False, "nsp_head": False}
+    encoder = reshaped(Encoder(EncoderConfig(vocab_size=11, **SIZES)), **labels)
+    save(encoder, attach(encoder, 2, 4, changes=labels), tmp_path / "encoder")
+    with pytest.raises(ValueError, match="adapters of a Encoder, not of a GPT"):
+        load(base(), tmp_path / "encoder")
 
     whole = load_file(tmp_path / "adapter.safetensors")
     name = "blocks.0.attention.out.lora_a"
     save_file({k: v for k, v in whole.items() if k != name}, tmp_path / "adapter.safetensors")
-    refused(base(), f"is damaged: lacks {name}")
+    unchanged = base()
+    refused(unchanged, f"is damaged: lacks {name}")
+    assert unchanged.state_dict().keys() == base().state_dict().keys(), "it is as it was"
+    assert_same_bits(outputs(unchanged), outputs(base()), "it is as it was")
+    assert all(parameter.requires_grad for parameter in unchanged.parameters())
     save_file({**whole, name: torch.zeros(3, 8)}, tmp_path / "adapter.safetensors")
     refused(base(), r"lora_a has shape \(3, 8\), not \(2, 8\)")
     (tmp_path / "adapter.safetensors").write_bytes(b"")
@@ -158,6 +205,14 @@ def test_bad_settings_are_refused() -> None:
         attach(MODELS["gpt"](), 2, 4, ["gate"])
     with pytest.raises(ValueError, match="lora_rank must be from 1 to 8, the smallest size of the maps, not 9"):
         attach(MODELS["gpt"](), 9, 4)
+    with pytest.raises(ValueError, match="lora_targets must be one or more of qkv, out, up, down, but there is none"):
+        attach(MODELS["gpt"](), 2, 4, [])
+    model = MODELS["gpt"]()
+    attach(model, 2, 4)
+    with pytest.raises(ValueError, match="has adapters already"):
+        attach(model, 2, 4)
+    with pytest.raises(ValueError, match="a quantised model cannot have adapters"):
+        attach(GPT(GPTConfig(vocab_size=11, **SIZES)).quantize("int8"), 2, 4)
 
 
 def test_recomputed_blocks_and_autocast() -> None:
