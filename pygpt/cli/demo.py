@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         _heading(console, "Training")
         console.print(describe(trainer), highlight=False, soft_wrap=True)
         if not trainer.run() and not display.out_of_time:
-            console.print(f"interrupted and saved; go on with: pygpt train --resume {folder}", soft_wrap=True)
+            said = f"interrupted and saved; go on with: pygpt train --resume {folder}"
+            console.print(said, soft_wrap=True, markup=False)
             return 130
         _draw_loss(console, folder)
         _write_texts(console, trainer, folder)

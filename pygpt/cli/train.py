@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             console.print("no --data: the text is the documentation inside Python's own standard library")
         left_out = create(folder, config)
         if left_out:
-            console.print(left_out, soft_wrap=True, highlight=False)
+            console.print(left_out, soft_wrap=True, highlight=False, markup=False)
         config = read_config(folder)
     with open_run(folder, config, TerminalDisplay(console, config.log_every)) as trainer:
         console.print(describe(trainer), highlight=False)
@@ -63,12 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             finished = trainer.run()
         except TrainingStopped as stopped:
-            console.print(f"[red]{stopped}", soft_wrap=True, highlight=False)
+            console.print(stopped, style="red", soft_wrap=True, highlight=False, markup=False)
             return 1
     if not finished:
-        console.print(f"interrupted and saved; go on with: pygpt train --resume {folder}", soft_wrap=True)
+        said = f"interrupted and saved; go on with: pygpt train --resume {folder}"
+        console.print(said, soft_wrap=True, markup=False)
         return 130
     next_command = f"eval {folder} --data FILE" if config.task else f"sample --model {folder}"
     then = f", or try: pygpt {next_command}" if config.objective == "clm" else ""
-    console.print(f"finished; see {folder}/loss.png{then}", soft_wrap=True)
+    console.print(f"finished; see {folder}/loss.png{then}", soft_wrap=True, markup=False)
     return 0

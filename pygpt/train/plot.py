@@ -51,7 +51,7 @@ def save_loss_plot(path: str | Path, records: Sequence[dict[str, Any]], title: s
         axes.legend(frameon=False)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     with atomic_path(path) as temporary:

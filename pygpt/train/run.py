@@ -101,6 +101,7 @@ def _write_text_folder(folder: Path, config: TrainConfig, progress: bool) -> Tra
     _check_memory(shape, config)
     _batches(data, tokenizer, config, shape.context_length)  # refuses what is damaged or too short
     _validation(data, tokenizer, config, shape.context_length)
+    _check_prompt(tokenizer, config, shape.context_length)
     tokenizer.save(folder)
     return config
 
@@ -179,7 +180,7 @@ def _pretraining(
 ) -> tuple[Any, Batches, Sequence[Batch], dict[str, Any]]:
     """The model, the batches and the other options of the trainer of a run that learns an objective from text."""
     tokenizer = Tokenizer.load(folder)
-    data = _prepared_folder(config) or folder / "data"
+    data = _data_folder(folder, config)
     objective = OBJECTIVES[config.objective]
     shape = _shape(config, tokenizer)
     _check_memory(shape, config)
@@ -200,6 +201,7 @@ def _pretraining(
         "scores": pair_scores if config.objective == "mlm+nsp" else None,
         "flops_per_token": flops_per_token(model.config) if config.objective == "clm" else None,
     }
+    _check_prompt(tokenizer, config, context_length)
     batches = _batches(data, tokenizer, config, context_length)
     return model, batches, _validation(data, tokenizer, config, context_length), options
 
@@ -253,7 +255,7 @@ def describe_baselines(folder: str | Path, trainer: Trainer) -> str:
     if not trainer.validation or trainer.config.task is not None:
         return ""
     objective = OBJECTIVES[trainer.config.objective]
-    data = _prepared_folder(trainer.config) or Path(folder) / "data"
+    data = _data_folder(Path(folder), trainer.config)
     counts = Counts(TokenFile(data, "train"), trainer.model.config.vocab_size)
     unigram, bigram = counts.losses(map(objective.neighbours, trainer.validation))
     return f"to beat on the validation text: unigram loss {unigram:.3f}, bigram loss {bigram:.3f}"
@@ -311,6 +313,12 @@ def _prepared_folder(config: TrainConfig) -> Path | None:
     return None
 
 
+def _data_folder(folder: Path, config: TrainConfig) -> Path:
+    """The token files of a run: its own where it has them, whatever its text's place holds by now."""
+    own = folder / "data"
+    return own if own.is_dir() else _prepared_folder(config) or own
+
+
 def _batches(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> Batches:
     file = TokenFile(data, "train", tokenizer)
     examples = _examples(file, tokenizer, config, context_length)
@@ -335,6 +343,15 @@ def _validation(data: Path, tokenizer: Tokenizer, config: TrainConfig, context_l
     if examples is not None:
         return fixed_batches(examples, config.batch_size, config.eval_batches, config.seed)
     return list(sequential_batches(file, config.batch_size, context_length, config.eval_batches))
+
+
+def _check_prompt(tokenizer: Tokenizer, config: TrainConfig, context_length: int) -> None:
+    """Refuse a prompt that no sample can begin with, before the training comes to it."""
+    if config.objective != "clm" or not config.sample_every:
+        return
+    tokens = len(prompt_tokens(tokenizer, config.prompt))
+    if tokens >= context_length:
+        raise ValueError(f"prompt has {tokens} tokens, and a context of {context_length} leaves no room after it")
 
 
 def _check_memory(shape: TransformerConfig, config: TrainConfig) -> None:

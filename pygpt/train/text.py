@@ -1,6 +1,7 @@
 """The text of a run, by the names that flags and configurations use."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pygpt.text import Document, Tokenizer, load_corpus, make_tokenizer
@@ -45,15 +46,18 @@ def named_tokenizer(
 def prompt_tokens(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     """The tokens of a prompt; without one, a new line, or what ends documents if the tokenizer knows no new line.
 
-    Raises: ValueError if the tokenizer does not know a character of the prompt, or the prompt is empty.
+    Raises: ValueError if the tokenizer does not know a character of the prompt, or there is nothing to begin with.
     """
     if prompt is None:
-        try:
-            return tokenizer.encode("\n")
-        except ValueError:
-            if tokenizer.end_of_document is None:
-                raise
-            return [tokenizer.end_of_document]
+        with suppress(ValueError):
+            if tokens := tokenizer.encode("\n"):
+                return tokens
+        if tokenizer.end_of_document is None:
+            raise ValueError("the tokenizer knows no new line to begin with: give a prompt")
+        return [tokenizer.end_of_document]
     if not prompt:
         raise ValueError("the prompt is empty: leave it out to begin with a new line")
-    return tokenizer.encode(prompt)
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        raise ValueError(f"the prompt {prompt!r} has no tokens")
+    return tokens

@@ -7,6 +7,7 @@ batches of a step, the gradients so far), and nothing else may decide a bit: eva
 streams alone.
 """
 
+import math
 import signal
 import threading
 import time
@@ -192,7 +193,7 @@ class Trainer:
         """Whether an evaluation's loss is the lowest so far, in a training that keeps its best checkpoint."""
         if self.config.task is None and self.config.early_stopping is None:
             return False
-        if self.best is not None and not loss < self.best["loss"]:
+        if not loss < (math.inf if self.best is None else self.best["loss"]):  # NaN is not
             self.stale += 1
             return False
         self.best, self.stale = {"step": self.steps_done, "loss": loss}, 0

@@ -153,6 +153,9 @@ def test_mistakes_leave_no_folder(text: Path, tmp_path: Path, fails: Run) -> Non
         (["--attention-windows", "all", "0"], "attention_windows must be numbers of at least 1 or 'all', not '0'"),
         (["--device", "tpu"], "device must be cpu, cuda or cuda:N, not 'tpu'"),
         (["--device", "cpu:3"], "device is 'cpu:3', but there is no such one here"),
+        (["--prompt", "the cat sat on the mat"], "prompt has 22 tokens, and a context of 16 leaves no room after it"),
+        (["--prompt", "é"], "the character 'é'"),
+        (["--prompt", ""], "the prompt is empty"),
         (["--lr", "nan"], "lr must be above 0, not nan"),
         (["--threads", "100000"], "threads must be at most 1024"),
         (["--batch-size", "1000000000"], "a step needs at least"),
@@ -212,6 +215,33 @@ def test_a_full_disk_ends_the_run_and_keeps_its_checkpoint(copy: Path, fails: Ru
     assert "File too large" in line
     assert newest(copy) == kept
     assert main(["train", "--resume", str(copy), "--steps", "6"]) == 0
+
+
+def test_a_folders_name_is_no_markup(text: Path, tmp_path: Path, capsys: Out) -> None:
+    for name in ("[red]", "[/x]", r"$\x$"):
+        assert main(["train", "--data", str(text), "--out", str(tmp_path / name), *FLAGS]) == 0
+        assert f"finished; see {tmp_path / name}/loss.png" in "".join(capsys.readouterr().out.splitlines())
+
+
+def test_a_tokenizer_that_knows_no_new_line_needs_a_prompt(text: Path, tmp_path: Path, fails: Run) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\nthe\ncat\ndog\nsat\non\nmat\nand\n,\n.\n")
+    words = ["train", "--data", str(text), *FLAGS, "--tokenizer", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert "the tokenizer knows no new line to begin with: give a prompt" in fails(*words)
+    assert "the prompt ' ' has no tokens" in fails(*words, "--prompt", " ")
+    assert main([*words, "--prompt", "the cat"]) == 0
+
+
+def test_a_run_has_its_own_tokens(text: Path, tmp_path: Path) -> None:
+    """Whatever the place of its text holds when it goes on."""
+    words = ["--data", str(text.parent), "--out", str(tmp_path / "run"), *FLAGS]
+    assert main(["train", *words]) == 0
+    assert main(["data", str(text), "--tokenizer", "byte", "--out", str(tmp_path / "tokens")]) == 0
+    there = [Path(shutil.copy(path, text.parent)) for path in (tmp_path / "tokens").iterdir()]
+    try:
+        assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "6"]) == 0
+    finally:
+        for path in there:
+            path.unlink()
 
 
 def test_one_process_at_a_time(copy: Path, fails: Run) -> None:

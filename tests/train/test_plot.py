@@ -27,7 +27,7 @@ def test_smoothing_keeps_a_constant_and_follows_a_fall() -> None:
 
 def test_picture(tmp_path: Path) -> None:
     for records in (RECORDS, []):
-        save_loss_plot(tmp_path / "loss.png", records, "title")
+        save_loss_plot(tmp_path / "loss.png", records, r"no formula: $\x$")
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -249,6 +249,18 @@ def test_a_half_done_step_is_finished_with_its_own_batches(tmp_path: Path) -> No
     assert make_trainer(tmp_path, resume=newest, steps=2).run()
 
 
+def test_an_evaluation_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, steps=1, warmup=0, early_stopping=9)
+    assert [trainer._judge(loss) for loss in (math.nan, math.inf, 3.0, math.nan, 2.0)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert trainer.best == {"step": 0, "loss": 2.0} and trainer.stale == 0
+
+
 def test_decay_groups() -> None:
     decayed, others = parameter_groups(TinyModel(), 0.5)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
