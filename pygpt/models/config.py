@@ -83,6 +83,8 @@ class TransformerConfig:
             raise ValueError(f"head_dim must be even for positions 'rope', but is {self.head_dim}")
         for name in ("layer_norm_eps", "init_std", "rope_theta"):
             self._check_number(name)
+        if self.rope_theta == 0:
+            raise ValueError("rope_theta must be above 0, but is 0")
         if not isinstance(self.attention_windows, tuple | list):
             raise TypeError(f"attention_windows must be a tuple, not {self.attention_windows!r}")
         object.__setattr__(self, "attention_windows", tuple(self.attention_windows))

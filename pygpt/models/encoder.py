@@ -64,6 +64,8 @@ class EncoderConfig(TransformerConfig):
             raise ValueError("nsp_head needs the pooler, but pooler is False")
         if self.mlm_head and self.activation in GATED:
             raise ValueError(f"the masked-LM head has no gate: activation must be another than {self.activation!r}")
+        if not isinstance(self.labels, tuple | list):
+            raise TypeError(f"labels must be a tuple of names, not {self.labels!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
         if not all(isinstance(label, str) and label for label in self.labels):
             raise TypeError(f"labels must be names, but are {self.labels!r}")

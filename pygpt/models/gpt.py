@@ -14,7 +14,7 @@ from pygpt import ops
 from pygpt.models import quantized
 from pygpt.models.block import Block, make_norm, run_blocks
 from pygpt.models.config import GPTConfig
-from pygpt.models.sequence import check_ids, document_positions, past_lengths
+from pygpt.models.sequence import check_ids, check_shape, document_positions, past_lengths
 from pygpt.models.transformer import Transformer
 from pygpt.nn import Embedding, Linear
 
@@ -127,8 +127,7 @@ class GPT(Transformer):
             ValueError: if a shape or value does not fit.
             TypeError: if a dtype does not fit.
         """
-        if targets.shape != ids.shape:
-            raise ValueError(f"targets must have the shape of ids, {tuple(ids.shape)}, not {tuple(targets.shape)}")
+        check_shape("targets", targets, ids)
         hidden = self.hidden(ids, lengths, cu_seqlens)  # (B, T, C)
         past = past_lengths(ids, lengths)
         targets = targets if past is None else targets.masked_fill(past, ignore_index)

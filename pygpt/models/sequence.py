@@ -70,6 +70,11 @@ def check_ids(
 
 
 def check_shape(name: str, tensor: Tensor, ids: Tensor) -> None:
-    """Refuse what has not the shape of ids. Raises: ValueError."""
+    """Refuse what is no int64 tensor of the shape of ids. Raises: TypeError, ValueError."""
+    for each, value in (("ids", ids), (name, tensor)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{each} must be a tensor, not a {type(value).__name__}")
     if tensor.shape != ids.shape:
         raise ValueError(f"{name} must have the shape of ids, {tuple(ids.shape)}, not {tuple(tensor.shape)}")
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, not {tensor.dtype}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pygpt import ops
 from pygpt.extension import EMULATED
@@ -30,9 +31,7 @@ class Session:
 
     def __init__(self, model: Transformer) -> None:
         self._model = model
-        self._before = {
-            name: (parameter, parameter._version, parameter.data_ptr()) for name, parameter in model.named_parameters()
-        }
+        self._before = {name: (parameter, *_state(parameter)) for name, parameter in model.named_parameters()}
         self._passes = 0
         self._decided = False
         self.decoding: Any = None
@@ -76,9 +75,17 @@ class Session:
         self._model.packed_head = None
         self.decoding = None
         for name, parameter in self._model.named_parameters():
-            known, version, memory = self._before.get(name, (None, 0, 0))
-            if known is not parameter or version != parameter._version or memory != parameter.data_ptr():
+            known, *state = self._before.get(name, (None,))
+            if known is not parameter or state != [*_state(parameter)]:
                 raise RuntimeError(f"{name} was changed inside model.session(), in which weights are frozen")
 
     def _linears(self) -> list[Linear]:
         return [m for m in self._model.modules() if isinstance(m, Linear) and m is not self._model.head]
+
+
+def _state(parameter: Tensor) -> tuple[int | None, int]:
+    """What changes when a parameter is written to or given other memory.
+
+    Of one that was made in inference mode torch does not count what is written.
+    """
+    return None if parameter.is_inference() else parameter._version, parameter.data_ptr()

@@ -92,6 +92,7 @@ def test_presets_can_be_changed():
         ({"attention_dropout": -0.1}, ValueError, "attention_dropout must be at least 0"),
         ({"layer_norm_eps": float("nan")}, ValueError, "layer_norm_eps must be at least 0"),
         ({"init_std": "small"}, TypeError, "init_std must be a number, not 'small'"),
+        ({"rope_theta": 0}, ValueError, "rope_theta must be above 0, but is 0"),
         ({"attention_windows": ()}, ValueError, "attention_windows must hold one or more"),
         ({"attention_windows": (None, 0)}, ValueError, "attention_windows must hold"),
         ({"attention_windows": 8}, TypeError, "attention_windows must be a tuple, not 8"),

@@ -75,6 +75,7 @@ def test_parameters_are_counted_and_configs_come_back(changes):
         ({"context_length": 0}, ValueError, "context_length must be at least 1"),
         ({"labels": ("one",)}, ValueError, "labels must be none, or two or more, each once, but are one"),
         ({"labels": ("one", "one")}, ValueError, "labels must be none, or two or more"),
+        ({"labels": "yes"}, TypeError, "labels must be a tuple of names, not 'yes'"),
         ({"labels": ("one", 2)}, TypeError, "labels must be names"),
         ({"labels": ("a", "b"), "nsp_head": False, "pooler": False}, ValueError, "labels need the pooler"),
     ],

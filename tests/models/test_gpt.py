@@ -320,6 +320,12 @@ def test_bad_targets():
     ids = tokens(model, 2, 3)
     with pytest.raises(ValueError, match=r"targets must have the shape of ids, \(2, 3\), not \(2, 2\)"):
         model.loss(ids, ids[:, 1:])
+    with pytest.raises(TypeError, match="targets must be a tensor, not a list"):
+        model.loss(ids, ids.tolist())
+    with pytest.raises(TypeError, match="ids must be a tensor, not a list"):
+        model.loss(ids.tolist(), ids)
+    with pytest.raises(TypeError, match=r"targets must be int64, not torch\.int32"):
+        model.loss(ids, ids.int())
     with pytest.raises(ValueError, match="99"):
         model.loss(ids, torch.full((2, 3), 99))
     with pytest.raises(TypeError, match="config must be a GPTConfig"):

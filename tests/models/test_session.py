@@ -92,6 +92,17 @@ def test_changed_weights_are_noticed():
         model(tokens(model, 1, 3))
 
 
+def test_a_model_that_was_made_in_inference_mode_writes_too():
+    model = lively(small())
+    ids = tokens(model, 2, 5)
+    expected = model.generate(ids, 8), model.beam_search(ids, 8).tokens
+    with torch.inference_mode():
+        made = GPT(model.config)
+        made.load_state_dict(model.state_dict())
+        assert torch.equal(made.generate(ids, 8), expected[0])
+        assert torch.equal(made.beam_search(ids, 8).tokens, expected[1])
+
+
 def test_a_failure_inside_ends_the_session():
     model = lively(small())
     with pytest.raises(KeyError), model.session():
