@@ -13,6 +13,9 @@ from tests.support import EMULATED, random_generator
 # Programs that tests start import the installed pygpt, as the tests do, not the checkout they may be started in.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+# The seed of a run that is to be repeated: of the tests' own generators (tests/support.py), and of hypothesis's below.
+SEED = os.environ.get("PYGPT_TEST_SEED")
+
 # A fixture that forces an implementation holds for all examples of a test, as it should.
 hypothesis.settings.register_profile(
     "pygpt",
@@ -20,7 +23,8 @@ hypothesis.settings.register_profile(
     # Fewer under the sanitizers and on the emulated device.
     max_examples=int(os.environ.get("PYGPT_TEST_EXAMPLES", "6" if EMULATED else "25")),
     print_blob=True,
-    derandomize="PYGPT_TEST_SEED" in os.environ,
+    # What an earlier run has found comes first, but not where a run is to be repeated.
+    **({"database": None} if SEED else {}),
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("pygpt")
@@ -30,6 +34,12 @@ hypothesis.settings.load_profile("pygpt")
 def generator() -> torch.Generator:
     """A random generator with a fresh, printed seed."""
     return random_generator()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let PYGPT_TEST_SEED decide what hypothesis draws, too, unless ``--hypothesis-seed`` does."""
+    if SEED and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = SEED
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
