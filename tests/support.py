@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -163,12 +164,23 @@ def with_residual_streams(dtypes: Iterable[torch.dtype]) -> Iterator[tuple[torch
 def gradients(
     function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor | None], grad_outs: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs of function(*inputs) and the gradients of the tensors among its inputs."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
+    """The outputs of function(*inputs) and the gradients of the tensors among its inputs, which lie where they lie."""
+    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
     outputs = function(*leaves)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     grads = torch.autograd.grad(outputs, [x for x in leaves if x is not None], grad_outs)
     return [y.detach() for y in outputs], list(grads)
+
+
+def launches_of(run: Callable[[], object]) -> list[dict[str, Any]]:
+    """What the emulated device counts of each launch of a call: tests/emulator/README.md, "Tools"."""
+    C.emulator.take_counts()
+    C.emulator.set_option("count", "1")
+    try:
+        run()
+        return list(json.loads(C.emulator.take_counts()))
+    finally:
+        C.emulator.set_option("count", "0")
 
 
 def assert_bits_hold_emulated(run: Callable[[], Sequence[Tensor]], what: str) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
+    launches_of,
     normal,
     on_the_cpu,
     random_generator,
@@ -423,12 +423,7 @@ def test_large_scores_do_not_overflow(implementation, generator):
 def test_few_queries_read_each_key_once_in_whole_sectors_without_conflicts(implementation, generator, head_dim):
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 1, 1, 256, 1, 1, head_dim, dtype)
-        C.emulator.set_option("count", "1")
-        try:
-            ops.attention(q, k, v, causal=True)
-            decode, combine = json.loads(C.emulator.take_counts())
-        finally:
-            C.emulator.set_option("count", "0")
+        decode, combine = launches_of(lambda x=(q, k, v): ops.attention(*x, causal=True))
         assert "attention_decode" in decode["kernel"] and "attention_combine" in combine["kernel"]
         for line in decode["lines"]:
             if any(file in line["line"] for file in ("ldmatrix.cuh", "cp_async.cuh", "products.cuh", "pack.cuh")):
@@ -445,13 +440,8 @@ def test_few_queries_read_each_key_once_in_whole_sectors_without_conflicts(imple
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_operands_of_products_have_no_bank_conflicts(generator, head_dim, dtype):
     q, k, v = draw_qkv(generator, 1, 128, 128, 1, 1, head_dim, dtype)
-    C.emulator.set_option("count", "1")
-    try:
-        with pygpt.force("attention", "cuda_sm80"):
-            all_results(q, k, v, causal=True)
-        launches = json.loads(C.emulator.take_counts())
-    finally:
-        C.emulator.set_option("count", "0")
+    with pygpt.force("attention", "cuda_sm80"):
+        launches = launches_of(lambda: all_results(q, k, v, causal=True))
     source = (ROOT / "csrc/cuda/attention/products.cuh").read_text().splitlines()
     first_of_epilogue = next(i for i, line in enumerate(source, start=1) if "void put_rows(" in line)
     checked = set()
@@ -472,12 +462,7 @@ def test_rows_come_and_go_in_whole_sectors(implementation, generator, head_dim, 
     """All but the statistics of rows in the backward, floats that lie a row apart."""
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 1, 128, 128, 2, 2, head_dim, dtype)
-        C.emulator.set_option("count", "1")
-        try:
-            all_results(q, k, v, causal=causal)
-            launches = json.loads(C.emulator.take_counts())
-        finally:
-            C.emulator.set_option("count", "0")
+        launches = launches_of(lambda x=(q, k, v): all_results(*x, causal=causal))
         assert len(launches) >= 4
         for launch in launches:
             backward = "backward" in launch["kernel"] or "facts" in launch["kernel"]
@@ -643,17 +628,6 @@ def test_many_tiles_on_few_multiprocessors(generator):
         check_against_reference(q, k, v, causal=True, window=150)
 
 
-def counts_of(run):
-    """What the emulated device counted of each launch of a call."""
-    C.emulator.set_option("count", "1")
-    try:
-        with pygpt.force("attention", "cuda_sm90"):
-            run()
-        return json.loads(C.emulator.take_counts())
-    finally:
-        C.emulator.set_option("count", "0")
-
-
 FUSED = {"facts", "backward_fused", "grad_q"}
 SEPARATE = {"facts", "backward_keys", "backward_queries"}
 
@@ -678,7 +652,8 @@ def test_head_size_and_kind_of_visibility_choose_hoppers_backward(generator, hea
         if batch == 1 and "key_lengths" in options:
             continue
         q, k, v = draw_qkv(generator, batch, time, max(time, 100), 2, 1, head_dim, torch.bfloat16)
-        launches = counts_of(lambda q=q, k=k, v=v: all_results(q, k, v, **options))
+        with pygpt.force("attention", "cuda_sm90"):
+            launches = launches_of(lambda x=(q, k, v): all_results(*x, **options))
         found = {name for name in FUSED | SEPARATE if any(f"attention_{name}_sm90" in x["kernel"] for x in launches)}
         assert found == expected, (batch, time)
 
@@ -687,7 +662,8 @@ def test_head_size_and_kind_of_visibility_choose_hoppers_backward(generator, hea
 @pytest.mark.parametrize(("head_dim", "causal"), [(64, True), (128, True), (128, False)])
 def test_hopper_has_no_bank_conflicts(generator, head_dim, causal):
     q, k, v = draw_qkv(generator, 1, 256, 256, 1, 1, head_dim, torch.bfloat16)
-    launches = counts_of(lambda: all_results(q, k, v, causal=causal))
+    with pygpt.force("attention", "cuda_sm90"):
+        launches = launches_of(lambda: all_results(q, k, v, causal=causal))
     kernels = {launch["kernel"] for launch in launches}
     assert len([kernel for kernel in kernels if "_sm90" in kernel]) == 4
     for launch in launches:
@@ -793,14 +769,6 @@ def test_numpy_in_numpy_out(generator):
     assert isinstance(out, np.ndarray)
     assert_same_bits(torch.from_numpy(out), ops.attention(q, k, v, key_lengths=lengths), "NumPy")
     assert lse.shape == (2, 2, 5)
-
-
-def test_second_derivative_and_transforms_are_refused(generator):
-    q, k, v = (x.requires_grad_() for x in draw_qkv(generator))
-    with pytest.raises(NotImplementedError, match="attention"):
-        torch.autograd.grad(ops.attention(q, k, v).sum(), q, create_graph=True)
-    with pytest.raises(NotImplementedError, match="attention"):
-        torch.func.vmap(lambda q: ops.attention(q, k, v))(q.detach().unsqueeze(0))
 
 
 ONES = torch.ones(2, 5, 2, 8)

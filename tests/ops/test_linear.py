@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -19,6 +18,7 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     gradients,
+    launches_of,
     least_accurate,
     normal,
     on_the_cpu,
@@ -186,14 +186,7 @@ def test_weights_packed_in_one_block_are_those_packed_alone(implementation, gene
 
 def counts_of_product(run):
     """What the emulated device counted in the one matrix product of a call."""
-    C.emulator.take_counts()
-    C.emulator.set_option("count", "1")
-    try:
-        run()
-        kernels = json.loads(C.emulator.take_counts())
-    finally:
-        C.emulator.set_option("count", "0")
-    (product,) = (kernel for kernel in kernels if "product_sm" in kernel["kernel"])
+    (product,) = (launch for launch in launches_of(run) if "product_sm" in launch["kernel"])
     return product
 
 
@@ -238,15 +231,10 @@ def test_what_follows_a_product_uses_whole_sectors(implementation, generator):
         )
         assert counts["global_sectors"] <= most * counts["global_ideal"], f"forward, {dtype}"
         w_out = weight.T.contiguous()
-        C.emulator.set_option("count", "1")
-        try:
-            with pygpt.force("feed_forward", implementation):
-                C.feed_forward_backward(
-                    x, x, weight, w_out, kept, "gelu", None, None, None, torch.empty_like(w_out), None
-                )
-            products = [c for c in json.loads(C.emulator.take_counts()) if "product" in c["kernel"]]
-        finally:
-            C.emulator.set_option("count", "0")
+        arguments = (x, x, weight, w_out, kept, "gelu", None, None, None, torch.empty_like(w_out), None)
+        with pygpt.force("feed_forward", implementation):
+            launches = launches_of(lambda a=arguments: C.feed_forward_backward(*a))
+        products = [launch for launch in launches if "product" in launch["kernel"]]
         assert len(products) == 2
         for counts in products:  # the first reads what was kept, and writes two results
             assert counts["global_sectors"] <= most * counts["global_ideal"], f"backward, {dtype}"
