@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from pygpt import ops
-from tests.support import THREAD_COUNTS, assert_same_bits, normal, threads
+from tests.support import THREAD_COUNTS, assert_same_bits, normal, on_the_cpu, threads
 
 
 def run_python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -29,6 +31,35 @@ def test_results_do_not_depend_on_the_thread_count(generator):
     for count in (*THREAD_COUNTS, 64, 1):
         with threads(count):
             assert_same_bits(expected, ops.layer_norm(x, weight), f"{count} threads")
+
+
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())  # FE_UPWARD of <fenv.h>
+
+
+@on_the_cpu
+@pytest.mark.skipif(UPWARD is None, reason="another number stands for FE_UPWARD on this processor")
+def test_results_do_not_depend_on_the_callers_floating_point_mode_which_comes_back(generator):
+    x, weight, small = normal(generator, 500, 64), normal(generator, 64, 64), torch.tensor(1e-40)
+    c_library = ctypes.CDLL(None)
+
+    def results():
+        return ops.layer_norm(x, weight[0]), ops.linear(x, weight), ops.attention(*[x.view(1, 50, 10, 64)] * 3)
+
+    expected = results()
+    for count in (1, 3):
+        with threads(count):
+            assert torch.set_flush_denormal(True)
+            assert c_library.fesetround(UPWARD) == 0
+            try:
+                found = results()
+                mode = c_library.fegetround()
+                flushed = float(small * 1)
+            finally:
+                c_library.fesetround(0)
+                torch.set_flush_denormal(False)
+            assert (mode, flushed) == (UPWARD, 0)
+            for a, b in zip(expected, found, strict=True):
+                assert_same_bits(a, b, f"rounded upwards by the caller, {count} threads")
 
 
 def test_calls_from_several_python_threads(generator):
