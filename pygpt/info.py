@@ -9,7 +9,7 @@ from typing import Any
 
 from pygpt.extension import C
 
-CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "scalar")  # best first
+CPU_ISAS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "scalar")  # best first
 
 
 def info() -> dict[str, Any]:
