@@ -5,7 +5,6 @@ import itertools
 import math
 import multiprocessing
 import os
-import resource
 import signal
 import stat
 import time
@@ -154,18 +153,10 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_end(
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    # A limit on file sizes makes write() fail midway, as a full disk does; SIGXFSZ must be ignored to get the error.
     path = tmp_path / "file"
     atomic_write_bytes(path, b"old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"while writing; nothing was replaced.*file") as caught:
-            atomic_write_bytes(path, bytes(100_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with pytest.raises(OSError, match=r"while writing; nothing was replaced.*file") as caught, files_of_at_most(4096):
+        atomic_write_bytes(path, bytes(100_000))
     assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]

@@ -4,7 +4,6 @@ import errno
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import time
 import tracemalloc
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from pygpt.text import BPETokenizer, ByteTokenizer, CharTokenizer, Document, TokenFile, Tokenizer, prepare
 from pygpt.text import token_file as module
+from tests.disk import files_of_at_most
 
 SPLITS = ("train", "validation")
 BYTES = ByteTokenizer()
@@ -185,18 +185,11 @@ def test_preparing_again_replaces_all(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     before = prepare(DOCUMENTS, BYTES, tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails, as on a full disk
     large = [Document(str(i), "x" * 1000) for i in range(1000)]
-    try:
-        for limit in (100_000, 2_003_000):  # the nameless file's end, and train.bin's, which has boundaries too
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-            with pytest.raises(OSError, match="while writing") as caught:
-                prepare(large, BYTES, tmp_path, 0)
-            assert str(tmp_path) in str(caught.value)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    for limit in (100_000, 2_003_000):  # the nameless file's end, and train.bin's, which has boundaries too
+        with pytest.raises(OSError, match="while writing") as caught, files_of_at_most(limit):
+            prepare(large, BYTES, tmp_path, 0)
+        assert str(tmp_path) in str(caught.value)
     assert TokenFile(tmp_path).content_hash == before.content_hash
     assert len(list(tmp_path.iterdir())) == 4
     TokenFile(tmp_path).verify()
