@@ -50,12 +50,13 @@ def cases(results: list[dict[str, Any]]) -> list[str]:
 
 
 def writers(results: list[dict[str, Any]]) -> list[str]:
-    """Who writes, and with which weights, in the order of the results."""
+    """Who writes, how many rows at once, and with which weights, in the order of the results."""
     lines = ["| | tokens/s |", "| --- | --- |"]
-    for label in dict.fromkeys(r["label"] for r in results):
-        speeds = [f"{r['dtype']} {r['tokens_per_second']:.0f}" for r in results if r["label"] == label]
-        lines.append(f"| {label} | {', '.join(speeds)} |")
-    return lines
+    speeds: dict[str, list[str]] = {}
+    for r in results:
+        who = r["label"] if r["batch"] == 1 else f"{r['label']}, {r['batch']} rows"
+        speeds.setdefault(who, []).append(f"{r['dtype']} {r['tokens_per_second']:.0f}")
+    return [*lines, *(f"| {who} | {', '.join(each)} |" for who, each in speeds.items())]
 
 
 def cell(result: dict[str, Any]) -> str:
@@ -69,14 +70,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("json", type=Path, metavar="FILE.json", help="what compare.py --json wrote")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     arguments = parser.parse_args(argv)
-    table = markdown(json.loads(arguments.json.read_text(encoding="utf-8")))
+    try:
+        table = markdown(json.loads(arguments.json.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.json}: {error}")
     if not arguments.readme:
         print(table)
         return 0
-    readme = ROOT / "README.md"
-    name = arguments.json.resolve().relative_to(ROOT).as_posix()
-    marked = f"<!-- speed: {name} -->\n{table}<!-- end of speed -->"
+    readme, file = ROOT / "README.md", arguments.json.resolve()
     text = readme.read_text(encoding="utf-8")
+    if file not in [ROOT / name for name, _ in MARKED.findall(text)]:
+        parser.error(f"{readme} has no marks of {arguments.json}")
+    name = file.relative_to(ROOT).as_posix()
+    marked = f"<!-- speed: {name} -->\n{table}<!-- end of speed -->"
     readme.write_text(MARKED.sub(lambda old: marked if old[1] == name else old[0], text), encoding="utf-8")
     return 0
 

@@ -13,8 +13,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "bench/results"
 
 
 def test_a_row_is_compared_with_the_fastest_way_that_pytorch_has() -> None:
-    row = {"seconds": 2.0, "peer_seconds": 6.0, "rival_seconds": {}}
+    row = {"seconds": 2.0, "peer_seconds": 6.0, "compiled_seconds": None, "rival_seconds": {}}
     assert plot.fastest_ratio(row) == 3
+    assert plot.fastest_ratio({**row, "compiled_seconds": 5.0}) == 2.5
     assert plot.fastest_ratio({**row, "rival_seconds": {"flash": 4.0, "math": 9.0}}) == 2
 
 
