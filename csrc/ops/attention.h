@@ -68,7 +68,7 @@ struct Gradients {
     TensorView lse;                      // (B, H, T)
 };
 struct Backward : Gradients {
-    TensorView grad_q;          // (B, T, H, D), contiguous, as the following
+    TensorView grad_q;          // (B, T, H, D), last dimension of stride 1, as in the following
     TensorView grad_k, grad_v;  // (B, S, G, D)
 };
 struct BiasBackward : Gradients {

@@ -103,11 +103,17 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: if a shape or an option does not fit.
         """
-        q, k, v = self._project(x, context, decode, rotation)
-        if cache is not None:
-            k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        attended = ops.attention(q, k, v, dropout=dropout, decode=decode, **options)
+        if context is None and cache is None and rotation is None and self.q_norm is None:
+            qkv = self._heads(self.qkv(x, decode), self.num_heads + 2 * self.num_kv_heads)
+            attended = ops.attention_packed(
+                qkv, self.num_heads, self.num_kv_heads, dropout=dropout, decode=decode, **options
+            )
+        else:
+            q, k, v = self._project(x, context, decode, rotation)
+            if cache is not None:
+                k, v = cache.append(k, v)
+            attended = ops.attention(q, k, v, dropout=dropout, decode=decode, **options)
         attended, extras = (attended[0], attended[1:]) if isinstance(attended, tuple) else (attended, ())
         out = self.out(attended.flatten(2), decode)  # (B, T, H, D) -> (B, T, C)
         return (out, *extras) if extras else out

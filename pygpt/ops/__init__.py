@@ -2,7 +2,7 @@
 
 from pygpt.ops.adamw import adamw
 from pygpt.ops.add import add
-from pygpt.ops.attention import attention
+from pygpt.ops.attention import attention, attention_packed
 from pygpt.ops.cross_entropy import cross_entropy
 from pygpt.ops.dropout import dropout
 from pygpt.ops.embedding import embedding
@@ -23,6 +23,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "attention_packed",
     "cross_entropy",
     "dropout",
     "embedding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -77,13 +78,72 @@ def attention(
     """
     require_tensors(q=q, k=k, v=v)
     q, k, v = autocast(q, k, v)
+    options = _options(
+        q, causal, scale, key_lengths, query_start, cu_seqlens, mask, bias, window, softcap, dropout, seed
+    )
+    return _results(_attention(q, k, v, *options, decode), (q, k, v, *options), return_weights, return_lse)
+
+
+def attention_packed(qkv: Tensor, num_heads: int, num_kv_heads: int, **options: Any) -> Any:
+    """`attention` of a sequence to itself, with queries, keys and values in one tensor, as a projection gives them.
+
+    So is their gradient then, which need not be put together.
+
+    Args:
+        qkv: (batch, time, heads + 2 kv_heads, head_dim): the heads of the queries, of the keys, of the values.
+        num_heads: heads of the queries.
+        num_kv_heads: heads of the keys, and of the values; a divisor of ``num_heads``.
+        options: as `attention` takes them.
+
+    Returns:
+        As `attention` with the three parts: the same bits.
+
+    Raises:
+        ValueError, TypeError: as `attention`, and if ``qkv`` has not so many heads.
+    """
+    require_tensors(qkv=qkv)
+    if qkv.dim() != 4 or qkv.shape[2] != num_heads + 2 * num_kv_heads:
+        raise ValueError(
+            f"qkv must be (batch, time, {num_heads} + 2 * {num_kv_heads} heads, head_dim), but has shape "
+            f"{tuple(qkv.shape)}"
+        )
+    if unknown := options.keys() - _DEFAULTS.keys():
+        raise TypeError(f"attention has no option {min(unknown)!r}")
+    given = _DEFAULTS | options
+    return_weights, return_lse, decode = (given.pop(name) for name in ("return_weights", "return_lse", "decode"))
+    (qkv,) = autocast(qkv)
+    parts = _parts(qkv, num_heads, num_kv_heads)
+    resolved = _options(parts[0], **given)
+    results = _attention_packed(qkv, num_heads, num_kv_heads, *resolved, decode)
+    return _results(results, (*parts, *resolved), return_weights, return_lse)
+
+
+_DEFAULTS: dict[str, Any] = inspect.unwrap(attention).__kwdefaults__
+
+
+def _options(
+    q: Tensor,
+    causal: bool | Causal,
+    scale: float | None,
+    key_lengths: Tensor | None,
+    query_start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+    seed: int | Tensor | None,
+) -> tuple[Any, ...]:
+    """What follows q, k and v in a problem as kernels take it."""
     if scale is None:
         scale = q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 1.0
-    problem = (
-        *(q, k, v, _causal(causal), scale, key_lengths, query_start, cu_seqlens, mask, bias, window, softcap, dropout),
-        None if dropout == 0 else seed_tensor(seed, q.device),
-    )
-    out, lse = _attention(*problem, decode)
+    drawn = None if dropout == 0 else seed_tensor(seed, q.device)
+    return _causal(causal), scale, key_lengths, query_start, cu_seqlens, mask, bias, window, softcap, dropout, drawn
+
+
+def _results(out_lse: tuple[Tensor, Tensor], problem: tuple[Any, ...], return_weights: bool, return_lse: bool) -> Any:
+    out, lse = out_lse
     if not return_weights and not return_lse:
         return out
     results = [out]
@@ -93,6 +153,12 @@ def attention(
     if return_lse:
         results.append(lse.float())
     return tuple(results)
+
+
+def _parts(qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, or what belongs to each of them."""
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=2)
+    return q, k, v
 
 
 def _causal(causal: bool | Causal) -> Causal | None:
@@ -157,17 +223,47 @@ _BIAS = 9  # its place among the inputs
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None] * (len(ctx.options) + 1)
-    if grad_out is None and grad_lse is None:
+    saved = _saved(ctx, grad_out, grad_lse)
+    if saved is None:
         return tuple(gradients)
+    if any(ctx.needs_input_grad[:3]):
+        gradients[:3] = _attention_backward(*saved)
+    if ctx.needs_input_grad[_BIAS]:
+        gradients[_BIAS] = _attention_bias_backward(*saved)
+    return tuple(gradients)
+
+
+def _saved(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...] | None:
+    """What a backward kernel reads; None if nothing has a gradient."""
+    if grad_out is None and grad_lse is None:
+        return None
     *tensors, out, lse = ctx.saved_tensors
     problem = list(ctx.options)
     for i, tensor in zip(ctx.tensors, tensors, strict=True):
         problem[i] = tensor
-    if grad_out is None:
-        grad_out = torch.zeros_like(out)
-    saved = (*problem, grad_out, grad_lse, out, lse)
-    if any(ctx.needs_input_grad[:3]):
-        gradients[:3] = _attention_backward(*saved)
+    return (*problem, torch.zeros_like(out) if grad_out is None else grad_out, grad_lse, out, lse)
+
+
+def _packed_forward(qkv: Tensor, heads: int, kv_heads: int, *options_and_decode: Any) -> tuple[Tensor, Tensor]:
+    return _forward(*_parts(qkv, heads, kv_heads), *options_and_decode)
+
+
+def _packed_fake(qkv: Tensor, heads: int, kv_heads: int, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake(_parts(qkv, heads, kv_heads)[0])
+
+
+def _packed_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, heads, kv_heads, *options_and_decode = inputs
+    _setup(ctx, (*_parts(qkv, heads, kv_heads), *options_and_decode), output)
+
+
+def _packed_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * (len(ctx.options) + 1)
+    saved = _saved(ctx, grad_out, grad_lse)
+    if saved is None:
+        return tuple(gradients)
+    if ctx.needs_input_grad[0]:
+        gradients[0] = _attention_packed_backward(*saved)
     if ctx.needs_input_grad[_BIAS]:
         gradients[_BIAS] = _attention_bias_backward(*saved)
     return tuple(gradients)
@@ -194,6 +290,18 @@ def _backward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Te
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _packed_backward_kernel(*saved: Any) -> Tensor:
+    gradient = _packed_backward_fake(*saved)
+    heads, kv_heads = saved[0].shape[2], saved[1].shape[2]
+    C.attention_backward(*_kernel_saved(*saved), *_parts(gradient, heads, kv_heads))
+    return gradient
+
+
+def _packed_backward_fake(q: Tensor, k: Tensor, *_: Any) -> Tensor:
+    batch, time, heads, width = q.shape
+    return q.new_empty((batch, time, heads + 2 * k.shape[2], width))
+
+
 def _bias_backward_kernel(*saved: Any) -> Tensor:
     grad_bias = _bias_backward_fake(*saved)
     C.attention_bias_backward(*_kernel_saved(*saved), grad_bias)
@@ -205,10 +313,11 @@ def _bias_backward_fake(*saved: Any) -> Tensor:
     return bias.new_empty(bias.shape)
 
 
-_PROBLEM = (
-    "Tensor q, Tensor k, Tensor v, str? causal, float scale, Tensor? key_lengths, Tensor? query_start, "
-    "Tensor? cu_seqlens, Tensor? mask, Tensor? bias, SymInt? window, float? softcap, float dropout, Tensor? seed"
+_OPTIONS = (
+    "str? causal, float scale, Tensor? key_lengths, Tensor? query_start, Tensor? cu_seqlens, Tensor? mask, "
+    "Tensor? bias, SymInt? window, float? softcap, float dropout, Tensor? seed"
 )
+_PROBLEM = f"Tensor q, Tensor k, Tensor v, {_OPTIONS}"
 _SAVED = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
 
 _attention_backward = Operation(
@@ -216,6 +325,12 @@ _attention_backward = Operation(
     f"({_PROBLEM}, {_SAVED}) -> (Tensor, Tensor, Tensor)",
     forward=_backward_kernel,
     fake=_backward_fake,
+)
+_attention_packed_backward = Operation(
+    "attention_packed_backward",
+    f"({_PROBLEM}, {_SAVED}) -> Tensor",
+    forward=_packed_backward_kernel,
+    fake=_packed_backward_fake,
 )
 _attention_bias_backward = Operation(
     "attention_bias_backward",
@@ -233,4 +348,12 @@ _attention = Operation(
     fake=_fake,
     setup=_setup,
     backward=_backward,
+)
+_attention_packed = Operation(
+    "attention_packed",
+    f"(Tensor qkv, SymInt heads, SymInt kv_heads, {_OPTIONS}, bool decode) -> (Tensor, Tensor)",
+    forward=_packed_forward,
+    fake=_packed_fake,
+    setup=_packed_setup,
+    backward=_packed_backward,
 )

@@ -287,6 +287,25 @@ def test_bits_do_not_depend_on_batch_padding_or_strides(implementation, generato
                 assert (gradient[row, length:] == 0).all(), "padding has no gradient"
 
 
+@pytest.mark.parametrize("head_dim", [24, 64])
+def test_one_packed_tensor_gives_the_bits_of_its_parts(implementation, generator, head_dim):
+    for dtype in dtypes_of(implementation):
+        q, k, v = draw_qkv(generator, 2, 70, 70, 4, 2, head_dim, dtype)
+        grads = [normal(generator, *q.shape, dtype=dtype), normal(generator, 2, 4, 70)]
+        options = {"causal": True, "key_lengths": torch.tensor([70, 33]), "return_lse": True}
+
+        def packed(qkv, options=options):
+            return ops.attention_packed(qkv, 4, 2, **options)
+
+        def parts(q, k, v, options=options):
+            return ops.attention(q, k, v, **options)
+
+        outs, (grad,) = gradients(packed, [torch.cat([q, k, v], dim=2)], grads)
+        right_outs, right_grads = gradients(parts, [q, k, v], grads)
+        for mine, right in zip([*outs, grad], [*right_outs, torch.cat(right_grads, dim=2)], strict=True):
+            assert_same_bits(mine, right, f"{dtype}")
+
+
 @pytest.mark.parametrize("window", [None, 50])
 def test_bits_do_not_depend_on_the_cache_or_the_split_of_a_prompt(implementation, generator, window):
     time, capacity = 150, 200
@@ -696,6 +715,9 @@ def test_gradcheck():
             return ops.attention(q, k, v, bias=bias, **options)
 
         assert torch.autograd.gradcheck(run, (*inputs, bias)), options
+    qkv = torch.cat([x.detach()[:, :3] for x in inputs], dim=2).requires_grad_()
+    bias = normal(generator, 3, 1, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, bias: ops.attention_packed(x, 2, 1, bias=bias, causal=True), (qkv, bias))
     packed = [x.detach().flatten(0, 1)[None, :6].clone().requires_grad_() for x in inputs]
     assert torch.autograd.gradcheck(
         lambda q, k, v: ops.attention(q, k, v, cu_seqlens=torch.tensor([0, 2, 6]), causal=True), packed
@@ -725,6 +747,9 @@ def test_opcheck(generator):
         problem = (*tensors, causal, options.pop("scale", 0.5), *(options.get(name) for name in names))
         problem = (*problem, options.get("dropout", 0.0), options.get("seed"), False)
         torch.library.opcheck(torch.ops.pygpt.attention, problem)
+        if "key_lengths" not in options and "mask" not in options and "bias" not in options:  # for 3 queries, 4 keys
+            qkv = torch.cat([x.detach()[:, :3] for x in tensors], dim=2).requires_grad_()
+            torch.library.opcheck(torch.ops.pygpt.attention_packed, (qkv, 2, 1, *problem[3:]))
 
 
 def test_compiled_gives_the_same_bits(generator):
@@ -772,6 +797,19 @@ def test_numpy_in_numpy_out(generator):
 
 
 ONES = torch.ones(2, 5, 2, 8)
+
+
+def test_bad_packed_input():
+    with pytest.raises(ValueError, match=r"qkv must be \(batch, time, 2 \+ 2 \* 1 heads, head_dim\).*\(1, 3, 5, 8\)"):
+        ops.attention_packed(torch.ones(1, 3, 5, 8), 2, 1)
+    with pytest.raises(ValueError, match="qkv must be"):
+        ops.attention_packed(torch.ones(3, 4, 8), 2, 1)
+    with pytest.raises(TypeError, match="qkv must be a torch"):
+        ops.attention_packed([1.0], 2, 1)
+    with pytest.raises(TypeError, match="attention has no option 'casual'"):
+        ops.attention_packed(torch.ones(1, 3, 4, 8), 2, 1, casual=True)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        ops.attention_packed(torch.ones(1, 3, 4, 8), 2, 1, window=0)
 
 
 @pytest.mark.parametrize(
