@@ -179,18 +179,15 @@ def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        for value in args:
-            if isinstance(value, np.ndarray) or (isinstance(value, list) and any(map(_is_array, value))):
-                return cast(R, _call_with_arrays(function, args, kwargs))
-        if kwargs and any(isinstance(value, np.ndarray) for value in kwargs.values()):
+        if any(map(_has_arrays, args)) or (kwargs and any(map(_has_arrays, kwargs.values()))):
             return cast(R, _call_with_arrays(function, args, kwargs))
         return function(*args, **kwargs)
 
     return wrapper
 
 
-def _is_array(value: object) -> bool:
-    return isinstance(value, np.ndarray)
+def _has_arrays(value: object) -> bool:
+    return isinstance(value, np.ndarray) or (isinstance(value, list | tuple) and any(map(_has_arrays, value)))
 
 
 def _call_with_arrays(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -199,7 +196,7 @@ def _call_with_arrays(function: Callable[..., Any], args: Sequence[Any], kwargs:
             raise TypeError(f"{function.__name__}: NumPy arrays and torch tensors do not mix in one call")
         if isinstance(value, np.ndarray):
             return torch.from_numpy(np.array(value, order="C", copy=True))
-        return [to_tensor(part) for part in value] if isinstance(value, list) else value
+        return [to_tensor(part) for part in value] if isinstance(value, list | tuple) else value
 
     def to_array(value: Any) -> Any:
         if isinstance(value, tuple):

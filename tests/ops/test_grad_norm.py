@@ -64,6 +64,7 @@ def test_numpy_in_numpy_out(generator):
     norm = ops.grad_norm([tensor.numpy() for tensor in tensors])
     assert isinstance(norm, np.ndarray)
     assert_same_bits(torch.from_numpy(norm), ops.grad_norm(tensors), "NumPy")
+    assert ops.grad_norm(tensors=tuple(tensor.numpy() for tensor in tensors)) == norm
     with pytest.raises(TypeError, match="do not mix"):
         ops.grad_norm([tensors[0].numpy(), tensors[1]])
 
