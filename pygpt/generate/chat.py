@@ -25,6 +25,7 @@ class ChatFormat:
         template: in Jinja, as Hugging Face's tokenizers have it.
         begin: the token that texts begin with, as text.
         stop_tokens: those that end an answer.
+        end: the token that ends an answer, as text; a template may put it behind those of before.
 
     Raises: ValueError if the template cannot be read, or the package jinja2 is not installed.
     """
@@ -32,6 +33,7 @@ class ChatFormat:
     template: str
     begin: str = ""
     stop_tokens: tuple[int, ...] = ()
+    end: str = ""
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """The text after which the model's next answer comes.
@@ -62,8 +64,9 @@ class ChatFormat:
         environment.globals["raise_exception"] = refuse
         try:
             template = environment.from_string(self.template)
-            return template.render(messages=messages, bos_token=self.begin, eos_token="", add_generation_prompt=True)
-        except TemplateError as error:
+            tokens = {"bos_token": self.begin, "eos_token": self.end}
+            return template.render(messages=messages, add_generation_prompt=True, **tokens)
+        except Exception as error:  # a template is a program, which may raise anything
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
     def encode(self, messages: list[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
@@ -76,9 +79,11 @@ class ChatFormat:
             messages: as in `render`.
             tokenizer: the model's.
 
-        Raises: as `render`; TypeError if a content is no string.
+        Raises: as `render`; TypeError if a message is no dict, or its content no string.
         """
         for message in messages:
+            if not isinstance(message, dict):
+                raise TypeError(f"a message must be a dict with role and content, not {message!r}")
             if not isinstance(message.get("content"), str):
                 raise TypeError(f"the content of a message must be a string, not {message.get('content')!r}")
         names = list(tokenizer.special_tokens)
@@ -116,7 +121,7 @@ def load_chat(
         from pygpt.models import gguf
 
         model, (tokenizer, template, begin, end) = gguf.load_with_text(path, dtype, keep_quantized=keep_quantized)
-        form = _format(template, begin, () if end is None else (end,))
+        form = _format(template, begin, () if end is None else (end,), "" if end is None else tokenizer.decode([end]))
         return _belonging(model, tokenizer, form, path)
     if (path / "config.toml").is_file():
         from pygpt.train.saved import load_saved  # which imports this package
@@ -143,19 +148,26 @@ def _belonging(
 def chat_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat | None:
     """The chat format of a folder with a tokenizer_config.json; None if it has none.
 
-    Raises: ValueError if the file is damaged.
+    The template stands in it, or beside it in chat_template.jinja, where newer tools write it.
+
+    Raises: ValueError if a file is damaged.
     """
     if not (folder / "tokenizer_config.json").is_file():
         return None
     settings = read_json(folder / "tokenizer_config.json")
-    ends = tokenizer.encode(_content(settings.get("eos_token")))
-    return _format(
-        settings.get("chat_template"), _content(settings.get("bos_token")), tuple(ends) if len(ends) == 1 else ()
-    )
+    template, beside = settings.get("chat_template"), folder / "chat_template.jinja"
+    if beside.is_file():
+        try:
+            template = beside.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{beside} is not UTF-8 text: {error}") from error
+    end = _content(settings.get("eos_token"))
+    ends = tokenizer.encode(end)
+    return _format(template, _content(settings.get("bos_token")), tuple(ends) if len(ends) == 1 else (), end)
 
 
-def _format(template: Any, begin: str, stop_tokens: tuple[int, ...]) -> ChatFormat | None:
-    return ChatFormat(template, begin, stop_tokens) if isinstance(template, str) else None
+def _format(template: Any, begin: str, stop_tokens: tuple[int, ...], end: str) -> ChatFormat | None:
+    return ChatFormat(template, begin, stop_tokens, end) if isinstance(template, str) else None
 
 
 def _guarded(text: str, names: Iterable[str], begin: str, end: str) -> str:

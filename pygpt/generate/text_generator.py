@@ -244,15 +244,15 @@ class TextGenerator:
             options.pop("num_beams", None)
             method = self.model.contrastive_search if "penalty_alpha" in options else self.model.generate
             options |= {"return_logprobs": True, "stream": None if stream is None else told.push}
-        lengths = [len(row) for row in rows]
-        ids = torch.zeros(len(rows), max(lengths, default=1), dtype=torch.int64)
+        starts = [len(row) for row in rows]
+        ids = torch.zeros(len(rows), max(starts, default=1), dtype=torch.int64)
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)] = torch.tensor(tokens)
         ids = ids.to(next(self.model.parameters()).device)
+        lengths = torch.tensor(starts, dtype=torch.int64, device=ids.device)
         if isinstance(self.model, GPT):
             options = {"stop_tokens": sorted(self._text.others), **options}
             out = method(ids, max_new_tokens, prompt_lengths=lengths, **options)
-            starts = lengths
         else:
             out = method(ids, max_new_tokens, source_lengths=lengths, **options)
             starts = [1] * len(rows)

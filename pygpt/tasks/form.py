@@ -258,11 +258,14 @@ class ConversationForm(_WrittenForm):
 
     def chat_template(self) -> str:
         """The template of a conversation in Jinja, as `pygpt.generate.chat` and Hugging Face's tokenizers take it."""
-        before, _, after = self._head.partition("{role}")
-        head = f"{json.dumps(before)} ~ message['role'] ~ {json.dumps(after)}"
-        begun = json.dumps(self._head.replace("{role}", "assistant"))
+        # Not in ASCII: JSON writes characters past U+FFFF as surrogates, which Jinja does not put together.
+        before, _, after = (json.dumps(part, ensure_ascii=False) for part in self._head.partition("{role}"))
+        begun, tail = (
+            json.dumps(part, ensure_ascii=False) for part in (self._head.replace("{role}", "assistant"), self._tail)
+        )
         return (
-            f"{{% for message in messages %}}{{{{ {head} ~ message['content'] ~ {json.dumps(self._tail)} }}}}"
+            f"{{% for message in messages %}}"
+            f"{{{{ {before} ~ message['role'] ~ {after} ~ message['content'] ~ {tail} }}}}"
             f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {begun} }}}}{{% endif %}}"
         )
 

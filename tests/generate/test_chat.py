@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_a_conversation_becomes_the_templates_text():
     turns = [message("user", "one"), message("assistant", "two"), message("user", "three")]
     end = "<|endoftext|>"
     assert form.render(turns) == f"^[user]one{end}[assistant]two{end}[user]three{end}[assistant]"
+    with_end = ChatFormat("{{ messages[0].content ~ eos_token }}", end="</s>")
+    assert with_end.render(turns) == "one</s>"
     assert form.render([message("system", "be"), *turns[:1]]) == f"^[system]be{end}[user]one{end}[assistant]"
 
 
@@ -52,6 +55,8 @@ def test_templates_are_kept_in_their_sandbox():
         ("{{ raise_exception('no system, please') }}", "no system, please"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{% for %}", "refuses"),
+        ("{{ 1 / 0 }}", "refuses the conversation: division by zero"),
+        ("{{ messages + 1 }}", "refuses"),
     ):
         with pytest.raises(ValueError, match=words):
             ChatFormat(template).render([message("user")])
@@ -100,6 +105,8 @@ def test_ordinary_messages_are_the_tokens_of_their_text():
     assert form.encode(turns, tokenizer) == tokenizer.encode(form.render(turns))
     with pytest.raises(TypeError, match="the content of a message must be a string, not None"):
         form.encode([{"role": "user", "content": None}], tokenizer)
+    with pytest.raises(TypeError, match="a message must be a dict with role and content, not 'hello'"):
+        form.encode(["hello"], tokenizer)
     with pytest.raises(ValueError, match="noncharacters"):
         form.encode([message("user", "".join(map(chr, range(0xFDD0, 0xFDF0))))], tokenizer)
 
@@ -120,8 +127,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_is_loaded(folder):
     model, tokenizer, form = load_chat(folder)
-    assert form == ChatFormat(TEMPLATE, "", (tokenizer.end_of_document,))
+    assert form == ChatFormat(TEMPLATE, "", (tokenizer.end_of_document,), "<|endoftext|>")
     assert tokenizer.fingerprint == Tokenizer.load(folder).fingerprint and not model.training
+
+
+def test_a_template_may_stand_beside_the_settings(folder, tmp_path):
+    """Where newer versions of transformers write it."""
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    form = load_chat(copy)[2]
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="has no chat template"):
+        load_chat(copy)
+    (copy / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    assert load_chat(copy)[2] == form
+    (copy / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8 text"):
+        load_chat(copy)
 
 
 def test_the_command_answers_and_remembers(folder, capsys, monkeypatch, tmp_path):

@@ -140,6 +140,14 @@ def test_a_fine_tuned_model_reads_its_template():
     assert isinstance(other.summarise("the cat sat", 8), str)
 
 
+def test_no_prompts_give_no_texts():
+    tokenizer = bpe()
+    for model in (gpt(tokenizer), seq2seq(tokenizer)):
+        generator = TextGenerator(model, tokenizer)
+        for options in ({}, {"num_beams": 2}, {"penalty_alpha": 0.5}):
+            assert generator.generate([], 4, **options) == []
+
+
 def test_it_chats():
     pytest.importorskip("jinja2", reason="jinja2, which reads chat templates, is not installed")
     tokenizer = bpe()

@@ -78,7 +78,13 @@ def test_the_loss_counts_the_assistants_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", [None, "<|im_start|>{role}\n{content}<|im_end|>\n", 'a "{role}" \\ {content}<|end|>']
+    "template",
+    [
+        None,
+        "<|im_start|>{role}\n{content}<|im_end|>\n",
+        'a "{role}" \\ {content}<|end|>',
+        "<|🙂|>ä{role}:{content}<|end|>",
+    ],
 )
 def test_the_chat_template_says_the_same(template: str | None, tmp_path: Path) -> None:
     form = made("dialogue", template, context=1000)
