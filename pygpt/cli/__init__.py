@@ -96,6 +96,22 @@ def _run(name: str, words: list[str]) -> int:
         return 2
 
 
+def use_threads(count: int | None) -> None:
+    """Have PyTorch compute on as many threads as a flag asks for; None: as many as it takes.
+
+    Raises: ValueError if there cannot be that many.
+    """
+    import torch
+
+    from pygpt.train.config import MOST_THREADS
+
+    if count is None:
+        return
+    if not 1 <= count <= MOST_THREADS:
+        raise ValueError(f"threads must be from 1 to {MOST_THREADS}, not {count}")
+    torch.set_num_threads(count)
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, in one line, without its number."""
     text: Any = error

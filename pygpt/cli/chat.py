@@ -36,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pygpt import TextGenerator
+    from pygpt.cli import use_threads
     from pygpt.generate.chat import load_chat
 
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[arguments.dtype]
     model, tokenizer, form = load_chat(arguments.model, dtype, keep_quantized=arguments.quantize is None)
     if arguments.quantize not in (None, "none"):

@@ -39,19 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Score, and print a line for each score."""
-    import torch
-
+    from pygpt.cli import use_threads
     from pygpt.files import atomic_write_json
     from pygpt.tasks.records import BadLines
     from pygpt.train.run import named_device
     from pygpt.train.saved import load_saved
 
-    for name, least in (("limit", 1), ("max_new_tokens", 1), ("batch_size", 1), ("threads", 1), ("shots", 0)):
+    for name, least in (("limit", 1), ("max_new_tokens", 1), ("batch_size", 1), ("shots", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     device = named_device(arguments.device)
     saved = load_saved(arguments.model)
     saved.model.to(device)

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write one text as it comes, or several one after another."""
     import torch
 
-    from pygpt.train.config import MOST_THREADS
+    from pygpt.cli import use_threads
     from pygpt.train.run import named_device
     from pygpt.train.saved import load_model
     from pygpt.train.text import prompt_tokens
@@ -54,10 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {arguments.num_samples}")
     device = named_device(arguments.device)
-    if arguments.threads is not None:
-        if not 1 <= arguments.threads <= MOST_THREADS:
-            raise ValueError(f"threads must be from 1 to {MOST_THREADS}, not {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     as_it_is = arguments.quantize is None and device.type == "cpu"
     model, tokenizer = load_model(arguments.model, keep_quantized=as_it_is)
     if arguments.quantize not in (None, "none"):

@@ -38,6 +38,12 @@ def test_mistakes_in_words(fails: Run) -> None:
     assert "the following arguments are required: --model" in fails("sample")
 
 
+@pytest.mark.parametrize("words", [["sample", "--model", "absent"], ["chat"], ["eval", "absent", "--data", "absent"]])
+def test_threads_that_cannot_be_are_named_before_any_starts(fails: Run, words: list[str]) -> None:
+    for count in ("0", "-1", "2000000"):
+        assert f"threads must be from 1 to 1024, not {count}" in fails(*words, "--threads", count)
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().out
