@@ -282,6 +282,19 @@ def test_sample_writes(finished: Path, capsys: Out) -> None:
     )
 
 
+def test_every_flag_of_sample_arrives(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(GPT, "generate", lambda model, ids, **options: told.append(options))
+    words = "--max-new-tokens 7 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.5 --seed 4"
+    words += " --stop a --stop b --num-samples 2"
+    assert main(["sample", "--model", str(finished), "--prompt", "the", *words.split()]) == 0
+    expected = {"max_new_tokens": 7, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
+    expected |= {"repetition_penalty": 1.5, "stop": ["a", "b"], "overflow": "slide"}
+    assert [options["seed"] for options in told] == [4, 5]
+    for options in told:
+        assert {name: options[name] for name in expected} == expected
+
+
 def test_sample_goes_on_past_the_context(finished: Path, capsys: Out) -> None:
     longest = 0
     for seed in range(8):  # some end early, by an end-of-document token

@@ -121,6 +121,19 @@ def test_padding_has_no_loss_and_no_gradient():
     assert float(model.loss(ids, targets, lengths=torch.zeros(3, dtype=torch.int64)).detach()) == 0
 
 
+def test_targets_of_any_number_may_be_left_out():
+    model = lively(small())
+    ids, targets = tokens(model, 2, 9), tokens(model, 2, 9)
+    others = targets.clone()
+    others[0, 3:6], targets[0, 3:6] = 7, -100
+    others[targets == 7] = -100  # 7 is what is left out, so that what was 7 has to stay, or go, on both sides
+    targets[targets == 7] = -100
+    others[others == -100] = 7
+    expected = loss_and_gradients(model, ids, targets)
+    for name, value in loss_and_gradients(model, ids, others, ignore_index=7).items():
+        assert_same_bits(value, expected[name], name)
+
+
 def test_packed_documents_are_the_documents_alone():
     model = lively(small(attention_windows=(None, 3)))
     cuts = [0, 5, 5, 6, 20]

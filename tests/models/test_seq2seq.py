@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pygpt import Seq2Seq, Seq2SeqConfig
+from pygpt import Seq2Seq, Seq2SeqConfig, reference
 from tests.models.test_gpt import loss_and_gradients
 from tests.support import assert_same_bits, random_generator, threads
 
@@ -224,6 +224,26 @@ def test_samples_of_one_source_stand_together_and_rows_do_not_matter():
     for row in range(4):
         alone = model.generate(source[row // 2 : row // 2 + 1], 7, seed=int(seeds[row]))
         assert torch.equal(out[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_what_leaves_one_token_is_greedy(options):
+    model = lively(small())
+    source = tokens(2, 6)
+    greedy = model.generate(source, 7, temperature=0, stop_tokens=())
+    assert torch.equal(model.generate(source, 7, seed=3, stop_tokens=(), **options), greedy)
+    assert not torch.equal(model.generate(source, 7, seed=3, temperature=2.0, stop_tokens=()), greedy)
+
+
+def test_repeated_tokens_are_less_probable():
+    model = lively(small())
+    source = tokens(1, 6)
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    for _ in range(9):
+        logits = reference.repetition_penalty(model(source, ids)[0, -1].detach(), ids[0], 3.0)
+        ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
+    out = model.generate(source, 9, temperature=0, repetition_penalty=3.0, stop_tokens=())
+    assert torch.equal(out, ids)
 
 
 def test_generation_ends_and_begins_as_the_config_says():
