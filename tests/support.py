@@ -110,6 +110,16 @@ def assert_near(ours: Tensor, reference: Tensor, what: str) -> None:
     assert distance <= 1e-5 * float(reference.abs().max()), f"{what} is off by {distance}"
 
 
+def assert_as_peers(ours: Tensor, theirs: Tensor, what: str) -> None:
+    """Compare with what a peer computes in float32 as we do: within 1e-4, and of the largest value if that is smaller.
+
+    Gradients are often far below 1: without the latter they might be anything.
+    """
+    assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}"
+    distance, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    assert distance <= 1e-4 * min(1.0, largest), f"{what} is off by {distance}, and its largest value is {largest}"
+
+
 def least_accurate(results: Sequence[Sequence[Tensor]], references: Sequence[Tensor]) -> list[Tensor]:
     """Of several results of the same computation, place by place the one with the largest error.
 

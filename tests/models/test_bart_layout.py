@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from pygpt import Seq2Seq
 from tests.models.test_seq2seq import BART, lively, small
-from tests.support import assert_same_bits
+from tests.support import assert_as_peers, assert_same_bits
 
 
 def theirs(**changes) -> transformers.BartForConditionalGeneration:
@@ -53,10 +53,10 @@ def assert_same_model(ours: Seq2Seq, hf: transformers.BartForConditionalGenerati
     }
     for mine, name in pairs.items():
         for leaf, parameter in ours.get_submodule(mine).named_parameters():
-            torch.testing.assert_close(parameter.grad, gradients[f"model.{name}.{leaf}"], rtol=0, atol=1e-4, msg=mine)
+            assert_as_peers(parameter.grad, gradients[f"model.{name}.{leaf}"], f"{mine}.{leaf}")
     names = [f"model.decoder.layers.1.encoder_attn.{part}_proj.weight" for part in "qkv"]
     right_qkv = torch.cat([gradients[name] for name in names])
-    torch.testing.assert_close(ours.decoder.blocks[1].cross_attention.qkv.weight.grad, right_qkv, rtol=0, atol=1e-4)
+    assert_as_peers(ours.decoder.blocks[1].cross_attention.qkv.weight.grad, right_qkv, "qkv")
 
 
 @pytest.mark.parametrize("changes", [{}, {"activation_function": "relu", "scale_embedding": True}])

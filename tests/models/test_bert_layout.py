@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pygpt import GPT, Encoder, EncoderConfig, Seq2Seq
 from tests.models.test_encoder import lively, small
-from tests.support import assert_same_bits
+from tests.support import assert_as_peers, assert_same_bits
 
 
 def theirs(architecture: str = "BertForPreTraining", **changes) -> transformers.PreTrainedModel:
@@ -69,11 +69,11 @@ def assert_same_model(ours: Encoder, hf: transformers.PreTrainedModel) -> None:
     }
     for mine, name in pairs.items():
         for leaf, parameter in ours.get_submodule(mine).named_parameters():
-            torch.testing.assert_close(parameter.grad, gradients[f"{name}.{leaf}"], rtol=0, atol=1e-4, msg=mine)
-    torch.testing.assert_close(ours.mlm_bias.grad, gradients["cls.predictions.bias"], rtol=0, atol=1e-4)
+            assert_as_peers(parameter.grad, gradients[f"{name}.{leaf}"], f"{mine}.{leaf}")
+    assert_as_peers(ours.mlm_bias.grad, gradients["cls.predictions.bias"], "mlm_bias")
     qkv = [f"bert.encoder.layer.1.attention.self.{part}.weight" for part in ("query", "key", "value")]
     right_qkv = torch.cat([gradients[name] for name in qkv])
-    torch.testing.assert_close(ours.stack.blocks[1].attention.qkv.weight.grad, right_qkv, rtol=0, atol=1e-4)
+    assert_as_peers(ours.stack.blocks[1].attention.qkv.weight.grad, right_qkv, "qkv")
 
 
 @pytest.mark.parametrize("changes", [{}, {"hidden_act": "gelu_new", "layer_norm_eps": 0.01, "type_vocab_size": 3}])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from pygpt import GPT, GPTConfig
 from tests.models.test_config import small
 from tests.models.test_gpt import lively
-from tests.support import assert_same_bits
+from tests.support import assert_as_peers, assert_same_bits
 
 # GPT-2's four sizes with a tenth or so of everything: the same ratio of layers, heads and width.
 STAND_INS = {"gpt2": (3, 3, 48), "gpt2-medium": (6, 4, 64), "gpt2-large": (9, 5, 80), "gpt2-xl": (12, 5, 80)}
@@ -50,7 +50,7 @@ def assert_same_model(ours: GPT, hf: transformers.GPT2LMHeadModel) -> None:
         for leaf, parameter in ours.get_submodule(mine).named_parameters():
             right = gradients[f"{prefix}{name}.{leaf}"]
             right = right.T if leaf == "weight" and ("attn" in name or "mlp" in name) else right
-            torch.testing.assert_close(parameter.grad, right, rtol=0, atol=1e-4)
+            assert_as_peers(parameter.grad, right, f"{mine}.{leaf}")
 
 
 @pytest.mark.parametrize("name", STAND_INS)
@@ -69,10 +69,13 @@ def test_logits_and_gradients_are_transformers_and_files_are_read_both_ways(tmp_
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_pytorch_tanh"])
 def test_config_is_followed(tmp_path, activation):
-    hf = theirs(activation_function=activation, n_inner=40, layer_norm_epsilon=0.01, tie_word_embeddings=False)
+    numbers = {"n_inner": 40, "layer_norm_epsilon": 0.01, "embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.4}
+    hf = theirs(activation_function=activation, tie_word_embeddings=False, **numbers)
     hf.save_pretrained(tmp_path)
     ours = GPT.from_pretrained(tmp_path)
-    assert (ours.config.hidden_dim, ours.config.tie_head, ours.config.residual_dropout) == (40, False, 0.1)
+    assert (ours.config.hidden_dim, ours.config.layer_norm_eps, ours.config.tie_head) == (40, 0.01, False)
+    dropouts = ours.config.embedding_dropout, ours.config.attention_dropout, ours.config.residual_dropout
+    assert dropouts == (0.2, 0.3, 0.4)
     assert_same_model(ours, hf)
     ours.save_pretrained(tmp_path / "ours")
     assert GPT.from_pretrained(tmp_path / "ours").config == ours.config

@@ -12,7 +12,7 @@ from pygpt import GPT
 from pygpt.models.llama_layout import llama_config
 from tests.models.test_config import small
 from tests.models.test_gpt import lively, loss_and_gradients, tokens
-from tests.support import assert_same_bits, threads
+from tests.support import assert_as_peers, assert_same_bits, threads
 
 
 def theirs(**changes) -> transformers.LlamaForCausalLM:
@@ -38,7 +38,7 @@ def assert_same_model(ours: GPT, hf: transformers.LlamaForCausalLM) -> None:
     gradients = {name.removeprefix("model."): parameter.grad for name, parameter in hf.named_parameters()}
     layer = "layers.1.self_attn"
     right_qkv = torch.cat([gradients[f"{layer}.{part}_proj.weight"] for part in "qkv"])
-    torch.testing.assert_close(ours.blocks[1].attention.qkv.weight.grad, right_qkv, rtol=0, atol=1e-4)
+    assert_as_peers(ours.blocks[1].attention.qkv.weight.grad, right_qkv, "qkv")
     pairs = {
         "token_embedding": "embed_tokens",
         "norm": "norm",
@@ -51,7 +51,7 @@ def assert_same_model(ours: GPT, hf: transformers.LlamaForCausalLM) -> None:
     }
     for mine, name in pairs.items():
         grad = ours.get_submodule(mine).weight.grad
-        torch.testing.assert_close(grad, gradients[f"{name}.weight"], rtol=0, atol=1e-4, msg=mine)
+        assert_as_peers(grad, gradients[f"{name}.weight"], mine)
 
 
 @pytest.mark.parametrize(
