@@ -252,24 +252,21 @@ def test_few_rows_match_the_reference(implementation, generator, inputs, outputs
             bias, residual = normal(generator, outputs), normal(generator, rows, outputs, dtype=dtype)
             tensors = [x, weight, bias, residual]
             exact = reference.linear(*(t.double() for t in tensors[:3]), activation, residual.double())
-            peers = [
+            theirs = [
                 function(x, weight, bias.to(dtype), activation, residual)
                 for function in (torch_linear, *[shuffled(torch_linear, generator)] * 3)
             ]
-            (peer,) = least_accurate([[each] for each in peers], [exact])
+            (peer,) = least_accurate([[each] for each in theirs], [exact])
             out = ops.linear(x, weight, bias, activation, residual)
             assert_accurate(out, exact, peer, f"{rows} rows of {dtype}")
             if rows != 5 or activation is None:
                 continue
-            grad = normal(generator, rows, outputs, dtype=dtype)
-            ours = run(ops.linear, activation, [x, weight, bias.to(dtype), residual], grad)
-            exact_grads = run(
-                reference.linear, activation, [t.double() for t in (x, weight, bias.to(dtype), residual)], grad.double()
-            )
-            for mine, right in zip(
-                ours[1:], exact_grads[1:], strict=True
-            ):  # from the values kept before the activation
-                torch.testing.assert_close(mine.double(), right, rtol=0.05, atol=0.05)
+            grad, tensors = normal(generator, rows, outputs, dtype=dtype), [x, weight, bias.to(dtype), residual]
+            ours = run(ops.linear, activation, tensors, grad)  # from the values kept before the activation
+            right = run(reference.linear, activation, [t.double() for t in tensors], grad.double())
+            worst = least_accurate(peers(generator, activation, tensors, grad), right)
+            for mine, expected, theirs in zip(ours, right, worst, strict=True):
+                assert_accurate(mine, expected, theirs, f"with gradients, {dtype}")
 
 
 @pytest.mark.decode
