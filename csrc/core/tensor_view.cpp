@@ -51,9 +51,9 @@ std::int64_t elements(const TensorView& tensor) {
 }
 
 bool is_contiguous(const TensorView& tensor) {
+    if (elements(tensor) == 0) return true;
     std::int64_t expected = 1;
     for (int i = tensor.dimensions - 1; i >= 0; --i) {
-        if (tensor.shape[i] == 0) return true;
         if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
         expected *= tensor.shape[i];
     }
