@@ -75,10 +75,7 @@ void step(const Step& a) {
     Operands operands{DType::float32, a.parameters.front().param.device};
     for (const Parameter& parameter : a.parameters) {
         check_parameter(parameter, operands.device);
-        // 16 bits and float32 go together; an implementation without one of the others takes none of the parameters.
-        if (parameter.param.dtype == DType::float64 || parameter.param.dtype == DType::float16) {
-            operands.dtype = parameter.param.dtype;
-        }
+        operands.dtype = check::joint_dtype(operands.dtype, {"param", parameter.param});
     }
     if (a.grad_scale) scalar({"grad_scale", *a.grad_scale}, "a factor", operands.device);
     if (a.rate) scalar({"lr", *a.rate}, "a learning rate", operands.device);

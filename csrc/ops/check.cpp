@@ -73,6 +73,16 @@ void like_but_for_dtype(const Named& argument, const Named& model) {
     contiguous(argument);
 }
 
+DType joint_dtype(DType before, const Named& argument) {
+    const DType dtype = argument.tensor.dtype;
+    if (dtype == DType::float32 || dtype == DType::bfloat16) return before;
+    if (before != DType::float32 && before != dtype) {
+        throw TypeError(text(argument.name, " must not be ", name(dtype), " beside others that are ", name(before),
+                             ": float16 is for CUDA alone, float64 for the CPU"));
+    }
+    return dtype;
+}
+
 Values::Values(const TensorView& tensor) {
     static const char* const value = std::getenv("PYGPT_CHECK");
     static const bool everywhere = value && std::string_view(value) == "1";

@@ -27,6 +27,11 @@ void contiguous(const Named& argument);
 void like(const Named& argument, const Named& model);  // dtype, shape and device of the model; contiguous
 void like_but_for_dtype(const Named& argument, const Named& model);
 
+// The dtype by which an implementation is chosen for tensors of several dtypes, given that of those before this one
+// (float32 before the first): float32 stands for bfloat16 too. float16 and float64 cannot meet, as no implementation
+// computes both.
+DType joint_dtype(DType before, const Named& argument);
+
 // What a contiguous tensor holds, where checks may look at it: on the CPU always; on a CUDA device, where that waits
 // for the device, only with PYGPT_CHECK=1 in the environment. Without it kernels stay in bounds, whatever the values.
 class Values {

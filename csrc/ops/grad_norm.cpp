@@ -27,8 +27,7 @@ void forward(const Forward& a) {
         check::dtype_in(named, {DType::float32, DType::bfloat16, DType::float16, DType::float64});
         check::on_device(named, a.out.device, "where the first is");
         check::contiguous(named);
-        if (tensor.dtype == DType::float16 && operands.dtype == DType::float32) operands.dtype = DType::float16;
-        if (tensor.dtype == DType::float64) operands.dtype = DType::float64;
+        operands.dtype = check::joint_dtype(operands.dtype, named);
     }
     const DType result = operands.dtype == DType::float64 ? DType::float64 : DType::float32;
     check::dtype_is({"out", a.out}, result, "what the norm is computed in");

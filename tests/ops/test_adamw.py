@@ -158,3 +158,15 @@ def test_bad_input(changes, error, words):
     lists = [arguments.pop(name) for name in ("params", "grads", "means", "variances", "masters", "steps")]
     with pytest.raises(error, match=words):
         ops.adamw(*lists, **arguments)
+
+
+@pytest.mark.parametrize("first", [torch.float16, torch.float64])
+def test_float16_and_float64_do_not_mix(first):
+    others = {torch.float16: torch.float64, torch.float64: torch.float16}
+    params = [torch.ones(3, dtype=dtype) for dtype in (first, torch.float32, others[first])]
+    moments = [torch.zeros(3, dtype=torch.float64 if p.dtype == torch.float64 else torch.float32) for p in params]
+    before = [p.clone() for p in params]
+    with pytest.raises(TypeError, match=f"param must not be {str(others[first])[6:]} beside others"):
+        ops.adamw(params, params, moments, moments, [None] * 3, [1] * 3, **OPTIONS)
+    for a, b in zip(params, before, strict=True):
+        assert_same_bits(a, b, "a refused step")

@@ -74,6 +74,8 @@ def test_numpy_in_numpy_out(generator):
     [
         ([torch.ones(2), 3.0], TypeError, r"tensors\[1\] must be a torch.Tensor, but is a float"),
         ([torch.ones(2).int()], TypeError, "tensors must be of dtype.*int32"),
+        ([torch.ones(2).half(), torch.ones(2).double()], TypeError, "must not be float64 beside others.*float16"),
+        ([torch.ones(2).double(), torch.ones(2).half()], TypeError, "must not be float16 beside others.*float64"),
         pytest.param([torch.ones(2).half()], ValueError, "no CPU kernels for float16", marks=on_the_cpu),
     ],
 )
