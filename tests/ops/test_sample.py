@@ -15,6 +15,7 @@ from tests.support import (
     assert_same_bits,
     dtypes_of,
     normal,
+    on_the_cpu,
     random_generator,
     smaller,
     strided,
@@ -163,6 +164,26 @@ def test_what_is_minus_infinity_never_comes(implementation):
         tokens, logprobs = ops.sample(logits, **options, **rows(range(count)))
         assert set(tokens.tolist()) == {3, 250}, options
         assert torch.allclose(logprobs, torch.tensor(0.5).log())
+
+
+@pytest.mark.float64
+@on_the_cpu
+def test_logits_may_be_as_near_as_numbers_can_be(implementation):
+    for dtype in logit_dtypes(implementation):
+        least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        logits = torch.tensor([[0.0, least, 2 * least]], dtype=dtype).expand(200, 3)
+        for options, tokens in (({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {1, 2}), ({"top_k": 2, "top_p": 0.3}, {2})):
+            assert set(ops.sample(logits, **options, **rows(range(200)))[0].tolist()) == tokens, (dtype, options)
+
+
+@on_the_cpu
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.5}])
+def test_at_the_highest_temperature_all_are_alike(implementation, options):
+    for dtype in logit_dtypes(implementation):
+        most = torch.finfo(torch.float32).max
+        logits = torch.tensor([[most, -most, -torch.inf]], dtype=dtype).expand(200, 3)
+        tokens, _ = ops.sample(logits, temperature=torch.finfo(torch.float64).max, **options, **rows(range(200)))
+        assert 60 < int((tokens == 0).sum()) < 140 and set(tokens.tolist()) == {0, 1}, dtype
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -58,7 +58,9 @@ struct Row {
     std::int64_t blocks() const { return (vocabulary + block - 1) / block; }
 
     Vec<Number> weight(Vec<Number> logit) const {
-        return exp((logit - Vec<Number>::broadcast(largest)) * Vec<Number>::broadcast(per_temperature));
+        // Finite, also between the ends of the range, since per_temperature may be 0.
+        const auto lowest = Vec<Number>::broadcast(std::numeric_limits<Number>::lowest());
+        return exp(max(logit - Vec<Number>::broadcast(largest), lowest) * Vec<Number>::broadcast(per_temperature));
     }
 };
 
@@ -115,7 +117,7 @@ Cutoff<Number> last_token(const Row<Number>& row, const Candidates<Number>& cand
     };
     double farthest = 0;
     for (std::int64_t i = 0; i < candidates.count; ++i) farthest = std::max(farthest, distance(i));
-    const double ranges_per_distance = farthest > 0 ? (ranges - 1) / farthest : 0;
+    const double ranges_per_distance = farthest > 0 ? std::min((ranges - 1) / farthest, DBL_MAX) : 0;
 
     const Scratch range_scratch(static_cast<std::size_t>(candidates.count) * sizeof(std::int32_t));
     auto* range_of = static_cast<std::int32_t*>(range_scratch.data());
