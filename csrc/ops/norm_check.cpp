@@ -28,6 +28,14 @@ void at_least_as_wide(const Named& argument, const Named& narrow) {
     like_but_for_dtype(argument, narrow);
 }
 
+Named normalised(const TensorView& x, const std::optional<TensorView>& residual, const std::optional<TensorView>& sum) {
+    if (residual.has_value() != sum.has_value()) throw ValueError("residual and sum must both be given, or neither");
+    if (!residual) return {"x", x};
+    at_least_as_wide({"residual", *residual}, {"x", x});
+    like({"sum", *sum}, {"residual", *residual});
+    return {"residual", *residual};
+}
+
 void parameter_of(const Named& argument, const Named& normalised, std::int64_t width) {
     const DType dtype = normalised.tensor.dtype;
     if (argument.tensor.dtype != DType::float32 && argument.tensor.dtype != dtype) {

@@ -29,12 +29,10 @@ Op op("rms_norm", forward_table);
 void forward(Forward arguments) {
     Forward& a = arguments;
     std::tie(a.rows, a.width) = check::rows_and_width(a.x);
-    if (a.residual) check::at_least_as_wide({"residual", *a.residual}, {"x", a.x});
-    const check::Named normalised = a.residual ? check::Named{"residual", *a.residual} : check::Named{"x", a.x};
+    const check::Named normalised = check::normalised(a.x, a.residual, a.sum);
     check::parameter_of({"weight", a.weight}, normalised, a.width);
     check::eps_is_valid(a.eps);
     check::like_x({"out", a.out}, a.x);
-    if (a.sum) check::like({"sum", *a.sum}, normalised);
     if (a.rstd) check::statistics_of({"rstd", *a.rstd}, a.x, a.rows);
     op.run(forward_table, {a.x.dtype, a.x.device}, a);
 }
@@ -49,7 +47,7 @@ void backward(Backward arguments) {
     check::statistics_of({"rstd", a.rstd}, a.x, a.rows);
     check::like_x({"grad_x", a.grad_x}, a.x);
     if (a.grad_narrow) check::like({"grad_narrow", *a.grad_narrow}, {"grad_out", a.grad_out});
-    if (a.grad_weight) check::parameter_of({"grad_weight", *a.grad_weight}, {"x", a.x}, a.width);
+    if (a.grad_weight) check::like({"grad_weight", *a.grad_weight}, {"weight", a.weight});
     op.run(backward_table, {a.grad_out.dtype, a.x.device}, a);
 }
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import pygpt
 from pygpt import ops, reference
+from pygpt.extension import C
 from tests.support import (
     assert_accurate,
     assert_bits_hold,
@@ -208,6 +209,16 @@ def test_bad_residual(residual, weight, words):
         ops.add_layer_norm(torch.ones(2, 3).bfloat16(), residual, weight)
     with pytest.raises((TypeError, ValueError), match="residual must be float32"):
         ops.add_layer_norm(torch.ones(2, 3), torch.ones(2, 3).bfloat16(), torch.ones(3))
+
+
+def test_bad_input_of_the_kernels():
+    """What only the op's own Python code could get wrong."""
+    x, weight, rows = torch.ones(2, 3).bfloat16(), torch.ones(3), torch.ones(2)
+    with pytest.raises(ValueError, match="residual and sum must both be given, or neither"):
+        C.layer_norm_forward(x, x, weight, None, 1e-5, torch.empty_like(x), None, None, None)
+    for grad_weight, grad_bias, words in ((x[0], None, "grad_weight"), (None, x[0], "grad_bias")):
+        with pytest.raises(TypeError, match=f"{words} must be float32.*bfloat16"):
+            C.layer_norm_backward(x, None, x, weight, rows, rows, torch.empty_like(x), None, grad_weight, grad_bias)
 
 
 def test_nan_stays_in_its_row(implementation, generator):

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pygpt import ops, reference
+from pygpt.extension import C
 from tests.support import (
     assert_accurate,
     assert_bits_hold,
@@ -136,6 +137,15 @@ def test_nan_stays_in_its_row(implementation, generator):
     out = ops.rms_norm(x, weight)
     assert out[1].isnan().all()
     assert out[[0, 2, 3]].isfinite().all()
+
+
+def test_bad_input_of_the_kernels():
+    """What only the op's own Python code could get wrong."""
+    x, weight, rows = torch.ones(2, 3).bfloat16(), torch.ones(3), torch.ones(2)
+    with pytest.raises(ValueError, match="residual and sum must both be given, or neither"):
+        C.rms_norm_forward(x, x, weight, 1e-5, torch.empty_like(x), None, None)
+    with pytest.raises(TypeError, match=r"grad_weight must be float32.*bfloat16"):
+        C.rms_norm_backward(x, None, x, weight, rows, torch.empty_like(x), None, x[0])
 
 
 @pytest.mark.parametrize(
