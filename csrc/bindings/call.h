@@ -39,7 +39,7 @@ class Call {
     template <class Arguments>
     void run(void (*op)(Arguments), const Arguments& arguments) {
         run_now([&] { op(arguments); });
-        if (session::Recording* const recording = session::Recording::current()) recording->add(op, arguments);
+        if (const auto recording = session::Recording::current()) recording->add(op, arguments);
     }
 
     // The same for what no decoding step has.

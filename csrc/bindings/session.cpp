@@ -10,18 +10,20 @@ using session::Recording;
 
 constexpr const char* recording_type = "pygpt.Recording";
 
+using Owner = std::shared_ptr<Recording>;  // what a capsule points to
+
 Recording& recording_of(const py::capsule& capsule) {
     if (!PyCapsule_IsValid(capsule.ptr(), recording_type))
         throw TypeError("recording must be what session_begin() gave");
-    return *capsule.get_pointer<Recording>();
+    return **capsule.get_pointer<Owner>();
 }
 
 py::capsule begin() {
-    auto* const recording = new Recording;
-    py::capsule capsule(recording, recording_type, [](PyObject* object) {
-        delete static_cast<Recording*>(PyCapsule_GetPointer(object, recording_type));
+    auto* const owner = new Owner(std::make_shared<Recording>());
+    py::capsule capsule(owner, recording_type, [](PyObject* object) {
+        delete static_cast<Owner*>(PyCapsule_GetPointer(object, recording_type));
     });
-    recording->open();
+    (*owner)->open();
     return capsule;
 }
 

@@ -5,21 +5,21 @@
 namespace pygpt::session {
 namespace {
 
-thread_local Recording* open_recording = nullptr;
+thread_local std::weak_ptr<Recording> open_recording;
 
 }  // namespace
 
-Recording* Recording::current() {
-    return open_recording;
+std::shared_ptr<Recording> Recording::current() {
+    return open_recording.lock();
 }
 
 void Recording::open() {
-    if (open_recording) throw ValueError("a step is being recorded on this thread already");
-    open_recording = this;
+    if (current()) throw ValueError("a step is being recorded on this thread already");
+    open_recording = weak_from_this();
 }
 
 void Recording::close() {
-    if (open_recording == this) open_recording = nullptr;
+    if (current().get() == this) open_recording.reset();
 }
 
 }  // namespace pygpt::session

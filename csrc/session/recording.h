@@ -7,21 +7,21 @@
 #define PYGPT_SESSION_RECORDING_H
 
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
 namespace pygpt::session {
 
-class Recording {
+class Recording : public std::enable_shared_from_this<Recording> {
   public:
-    // Open on the calling thread until `close` or the end of its life; one at a time.
+    // Open on the calling thread until `close` there or the end of its life, on whatever thread; one at a time.
     void open();
     void close();
     // What is open on the calling thread, or null.
-    static Recording* current();
+    static std::shared_ptr<Recording> current();
 
     Recording() = default;
-    ~Recording() { close(); }
     Recording(const Recording&) = delete;
     Recording& operator=(const Recording&) = delete;
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from pygpt import ops
 from pygpt.generate import KeyValueCache, recording
 from pygpt.generate.recording import RecordedStep, Unrecordable
 from tests.models.test_config import small
@@ -202,6 +204,16 @@ def test_only_a_recording_can_be_replayed():
         recording.C.session_begin()
     recording.C.session_end(begun)
     recording.C.session_run(begun)  # nothing was recorded
+
+
+@on_the_cpu
+def test_a_recording_may_end_on_another_thread():
+    begun = [recording.C.session_begin()]
+    thread = threading.Thread(target=begun.clear)
+    thread.start()
+    thread.join()
+    ops.add(torch.ones(3), torch.ones(3))  # is not recorded
+    recording.C.session_end(recording.C.session_begin())
 
 
 class Replay:
