@@ -14,15 +14,17 @@
 namespace pygpt::bindings {
 namespace {
 
-// Functions of torch, looked up once and never freed: the interpreter may be gone when the library is unloaded.
-PyObject* torch_function(const char* module, const char* name) {
-    return py::object(py::module_::import(module).attr(name)).release().ptr();
+// A function of torch, looked up once, for a static that begins as null (as in tensors.cpp, guarded by the GIL), and
+// never freed: the interpreter may be gone when the library is unloaded.
+py::handle torch_function(PyObject*& known, const char* module, const char* name) {
+    if (!known) known = py::object(py::module_::import(module).attr(name)).release().ptr();
+    return known;
 }
 
 // What torch.get_num_threads() says now.
 int torch_threads() {
-    static PyObject* const get_num_threads = torch_function("torch", "get_num_threads");
-    PyObject* threads = PyObject_CallNoArgs(get_num_threads);
+    static PyObject* known = nullptr;
+    PyObject* threads = PyObject_CallNoArgs(torch_function(known, "torch", "get_num_threads").ptr());
     if (!threads) throw py::error_already_set();
     return static_cast<int>(PyLong_AsLong(py::reinterpret_steal<py::object>(threads).ptr()));
 }
@@ -68,11 +70,13 @@ class TorchScratch {
 
     void* allocate(std::size_t bytes) {
         const py::gil_scoped_acquire gil;
-        static PyObject* const empty = torch_function("torch", "empty");
-        static PyObject* const uint8 = torch_function("torch", "uint8");
+        static PyObject* known_empty = nullptr;
+        static PyObject* known_uint8 = nullptr;
+        const py::handle empty = torch_function(known_empty, "torch", "empty");
+        const py::handle uint8 = torch_function(known_uint8, "torch", "uint8");
         using namespace py::literals;
         const py::object device = build_facts::emulated ? py::object(py::str("cpu")) : py::object(py::int_(device_));
-        tensors_.push_back(py::handle(empty)(bytes, "dtype"_a = py::handle(uint8), "device"_a = device));
+        tensors_.push_back(empty(bytes, "dtype"_a = uint8, "device"_a = device));
         void* const data = view(tensors_.back(), "scratch").data;
         data_.push_back(data);
         permit(data, bytes, true);
@@ -100,8 +104,8 @@ class TorchScratch {
 
 void* current_stream(int device) {
     if (build_facts::emulated) return nullptr;
-    static PyObject* const raw_stream = torch_function("torch._C", "_cuda_getCurrentRawStream");
-    return PyLong_AsVoidPtr(py::handle(raw_stream)(device).ptr());
+    static PyObject* known = nullptr;
+    return PyLong_AsVoidPtr(torch_function(known, "torch._C", "_cuda_getCurrentRawStream")(device).ptr());
 }
 
 #endif

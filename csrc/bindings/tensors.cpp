@@ -39,7 +39,10 @@ struct Torch {
 };
 
 const Torch& torch() {
-    static const Torch* const objects = new Torch;
+    // Guarded by the GIL. Not made as the static is initialised: an import may let the GIL go, to a thread that would
+    // then hold it while it waits for that initialisation.
+    static const Torch* objects = nullptr;
+    if (!objects) objects = new Torch;
     return *objects;
 }
 
@@ -151,7 +154,9 @@ TensorView view(py::handle tensor, const char* argument) {
 double number(py::handle value, const char* argument) {
     const double out = PyFloat_AsDouble(value.ptr());
     if (out == -1 && PyErr_Occurred()) {
+        const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError);
         PyErr_Clear();
+        if (too_large) throw ValueError(text(argument, " must fit in a float64, but is too large"));
         throw TypeError(text(argument, " must be a number, but is a ", Py_TYPE(value.ptr())->tp_name));
     }
     return out;

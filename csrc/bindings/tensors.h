@@ -17,7 +17,7 @@ namespace py = pybind11;
 // Raises TypeError, naming the argument, if the object is no strided torch tensor on a device that pygpt knows.
 TensorView view(py::handle tensor, const char* argument);
 
-// Python's numbers and words. Raise TypeError (ValueError if an integer has more than 64 bits), naming the argument.
+// Python's numbers and words. Raise TypeError (ValueError if an integer has too many bits), naming the argument.
 double number(py::handle value, const char* argument);
 std::int64_t integer(py::handle value, const char* argument);
 std::string word(py::handle value, const char* argument);
