@@ -178,10 +178,14 @@ def test_values_are_checked_when_asked_for():
 import torch
 from pygpt import ops
 x, rows = torch.zeros(2, 3), {"seeds": torch.tensor([0, 1]), "positions": torch.tensor([0, 0])}
+q = torch.zeros(1, 3, 1, 8)
 for call in (
     lambda: ops.embedding(torch.tensor([0, 2]), x),
     lambda: ops.cross_entropy(x, torch.tensor([1, -1])),
     lambda: ops.sample(torch.full((2, 3), torch.nan), **rows),
+    lambda: ops.attention(q, q, q, key_lengths=torch.tensor([4])),
+    lambda: ops.attention(q, q, q, causal=True, query_start=torch.tensor([-1])),
+    lambda: ops.attention(q, q, q, cu_seqlens=torch.tensor([0, 2, 1, 3])),
 ):
     try:
         call()
@@ -192,6 +196,9 @@ for call in (
     assert "ids[1] is 2, but must be at least 0 and less than 2" in words
     assert "targets[1] is -1" in words
     assert "logits must hold no NaN" in words
+    assert "key_lengths[0] must be 0 to 3 (at most k_time), but is 4" in words
+    assert "query_start[0] must be 0 to" in words
+    assert "cu_seqlens must not decrease, but cu_seqlens[1] is 2" in words
     assert output(program, "80") == ""
 
 

@@ -93,7 +93,7 @@ void like_q(const check::Named& argument, const Problem& p) {
     check::shape_is(argument, {p.B, p.T, p.H, p.D}, "the shape of q");
 }
 
-// Of int64, where q is; a tensor on the CPU is also looked into, element by element.
+// Of int64, where q is.
 const std::int64_t* integers(const check::Named& argument, std::int64_t count, const char* what, const Problem& p) {
     check::dtype_is(argument, DType::int64, what);
     check::on_device(argument, p.q.device, "where q is");
@@ -102,9 +102,11 @@ const std::int64_t* integers(const check::Named& argument, std::int64_t count, c
     return static_cast<const std::int64_t*>(argument.tensor.data);
 }
 
+// Where values may be looked at.
 void each_in(const check::Named& argument, std::int64_t low, std::int64_t high, const char* what) {
-    if (argument.tensor.device.type != DeviceType::cpu) return;
-    const auto* values = static_cast<const std::int64_t*>(argument.tensor.data);
+    const check::Values all(argument.tensor);
+    const auto* values = all.as<std::int64_t>();
+    if (!values) return;
     for (std::int64_t i = 0; i < argument.tensor.shape[0]; ++i) {
         if (values[i] >= low && values[i] <= high) continue;
         throw ValueError(
@@ -120,8 +122,9 @@ void documents(const TensorView& cu_seqlens, const Problem& p) {
     }
     if (p.key_lengths) throw ValueError("cu_seqlens and key_lengths cannot be combined: documents have their lengths");
     if (p.query_start) throw ValueError("cu_seqlens and query_start cannot be combined: documents are whole");
-    if (cu_seqlens.device.type != DeviceType::cpu) return;
-    const auto* bounds = static_cast<const std::int64_t*>(cu_seqlens.data);
+    const check::Values all(cu_seqlens);
+    const auto* bounds = all.as<std::int64_t>();
+    if (!bounds) return;
     const std::int64_t last = cu_seqlens.shape[0] - 1;
     if (bounds[0] != 0 || bounds[last] != p.T) {
         throw ValueError(
