@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,18 +34,22 @@ MODELS = {
 def test_each_site_has_its_own_dropout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the forward pass: of the embeddings, of attention's weights, of what a block adds."""
     seen: list[tuple[str, float]] = []
-    dropout, attention = ops.dropout, ops.attention
+    dropout = ops.dropout
 
     def seen_dropout(x: torch.Tensor, p: float) -> torch.Tensor:
         seen.append(("dropout", p))
         return dropout(x, p)
 
-    def seen_attention(*tensors: torch.Tensor, **options: object) -> object:
-        seen.append(("attention", options["dropout"]))
-        return attention(*tensors, **options)
+    def watched(attention: Callable[..., Any]) -> Callable[..., Any]:
+        def seen_attention(*tensors: Any, **options: Any) -> Any:
+            seen.append(("attention", options["dropout"]))
+            return attention(*tensors, **options)
+
+        return seen_attention
 
     monkeypatch.setattr(ops, "dropout", seen_dropout)
-    monkeypatch.setattr(ops, "attention", seen_attention)
+    for name in ("attention", "attention_packed"):
+        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
     run, expected = MODELS[kind]
     run()
     assert seen == expected
