@@ -296,7 +296,7 @@ def _llama_rows(B: int, T: int) -> list[Row]:
 
 
 def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
-    """A head with a rounded weight, beside PyTorch's product with that weight expanded."""
+    """A head with a rounded weight, beside PyTorch's products with that weight expanded, and rounded as it has it."""
 
     def inputs(d: Draw) -> dict[str, Any]:
         packed = ops.quantize_weight(d.normal(outputs, width, scale=width**-0.5), scheme)
@@ -318,7 +318,35 @@ def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
         # Bytes are multiplied in two digits: as many instructions as bfloat16 takes.
         forward=Work(2 * rows * width * outputs, rows * (width + outputs), packed_bytes, torch.bfloat16),
         backward=None,
+        rivals={scheme: _torchs_int8 if scheme == "int8" else _torchs_int4},
     )
+
+
+def _torchs_int8(x: Tensor, matrix: Tensor, packed: Tensor) -> Tensor:
+    """By the kernel that PyTorch has for weights in 8 bits, with a scale for each output."""
+    del packed
+    return torch._weight_int8pack_mm(x, *_rounded_for_torch(matrix, "int8"))
+
+
+def _torchs_int4(x: Tensor, matrix: Tensor, packed: Tensor) -> Tensor:
+    """By the kernel that PyTorch has for weights in 4 bits, with a scale and an offset for every 32 inputs."""
+    del packed
+    weight, scales = _rounded_for_torch(matrix, "int4")
+    return torch._weight_int4pack_mm_for_cpu(x, weight, 32, scales)[:, : len(matrix)]
+
+
+@functools.lru_cache(maxsize=1)  # of the case that is measured: made by the call that does not count
+def _rounded_for_torch(matrix: Tensor, scheme: str) -> tuple[Tensor, Tensor]:
+    """A matrix in the form that PyTorch's kernels read."""
+    if scheme == "int8":
+        scale = matrix.float().abs().amax(dim=1).clamp(min=1e-30) / 127
+        return (matrix.float() / scale.unsqueeze(1)).round().to(torch.int8), scale.to(matrix.dtype)
+    groups = F.pad(matrix.float(), (0, 0, 0, -len(matrix) % 16)).unflatten(1, (-1, 32))  # rows come in sixteens
+    low, high = groups.amin(dim=2, keepdim=True), groups.amax(dim=2, keepdim=True)
+    scale = ((high - low) / 15).clamp(min=1e-30)
+    numbers = ((groups - low) / scale).round().to(torch.int32).flatten(1)
+    scales = torch.cat([scale, low + 8 * scale], dim=2).transpose(0, 1).contiguous().to(matrix.dtype)
+    return torch._convert_weight_to_int4pack_for_cpu(numbers, 1), scales
 
 
 def attention_row(B: int, T: int, H: int, D: int, causal: bool) -> Row:

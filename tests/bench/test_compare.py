@@ -36,6 +36,19 @@ def test_other_ways_of_pytorch_are_rivals_where_they_take_the_input() -> None:
     assert compare.rate_text(replace(result, limit="memory", bytes=3e9, seconds=2.0)) == "1.5 GB/s"
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pytorchs_products_with_rounded_weights_are_those_of_the_row(scheme: str, dtype: torch.dtype) -> None:
+    row = rows._quantized(scheme, 3, 96, 70)
+    inputs = row.inputs(rows.Draw(dtype))
+    exact = row.exact(**inputs)
+    for name, rival in row.rivals.items():
+        error = largest_error([rival(**inputs)], [exact])
+        assert error < (0.02 if scheme == "int4" else 0.01), name
+    names = ["pygpt", "eager", scheme]
+    assert list(next(rows.cases(replace(row, dtypes=(dtype,)), row)).contenders(False)) == names
+
+
 def test_rows_of_a_gpu_have_errors_at_smaller_sizes_of_the_same_kind() -> None:
     for row, small in rows.gpu_rows():
         assert (row.op, row.name) == (small.op, small.name)
