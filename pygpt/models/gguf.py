@@ -205,19 +205,24 @@ def _text_parts(reader: Any, path: str | Path) -> TextParts:
         raise ValueError(f"{path} has a tokenizer of kind {kind!r}, {split!r}; pygpt reads 'gpt2' with gpt-2 or smollm")
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens", path)
     types: list[int] = _field(reader, "tokenizer.ggml.token_type", path)
+    if len(types) != len(tokens):
+        raise ValueError(f"{path} has {len(tokens)} tokens, but types of {len(types)}")
     merges = [tuple(merge.split(" ", 1)) for merge in _field(reader, "tokenizer.ggml.merges", path)]
     special = [token for token, its_type in zip(tokens, types, strict=True) if its_type in _SPECIAL]
-    backend = byte_level_bpe(
-        {token: number for number, token in enumerate(tokens)}, merges, special, single_digits=split == "smollm"
-    )
+    try:
+        backend = byte_level_bpe(
+            {token: number for number, token in enumerate(tokens)}, merges, special, single_digits=split == "smollm"
+        )
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{path} has no tokenizer that the tokenizers library makes: {error}") from error
     begins = _field(reader, "tokenizer.ggml.add_bos_token", path, False)
     begin = _field(reader, "tokenizer.ggml.bos_token_id", path, None) if begins else None
-    return TextParts(
-        BPETokenizer(backend, str(path)),
-        _field(reader, "tokenizer.chat_template", path, None),
-        "" if begin is None else tokens[begin],
-        _field(reader, "tokenizer.ggml.eos_token_id", path, None),
-    )
+    end = _field(reader, "tokenizer.ggml.eos_token_id", path, None)
+    for name, token in (("bos", begin), ("eos", end)):
+        if token is not None and token >= len(tokens):
+            raise ValueError(f"{path}: tokenizer.ggml.{name}_token_id is {token}, but there are {len(tokens)} tokens")
+    template = _field(reader, "tokenizer.chat_template", path, None)
+    return TextParts(BPETokenizer(backend, str(path)), template, "" if begin is None else tokens[begin], end)
 
 
 _REQUIRED = object()
@@ -259,17 +264,29 @@ def _config(reader: Any, stored: dict[str, Any], path: str | Path) -> GPTConfig:
     architecture = _field(reader, "general.architecture", path)
     if architecture != "llama":
         raise ValueError(f"{path} holds a model of architecture {architecture!r}; pygpt reads 'llama'")
-    if _field(reader, "llama.rope.scaling.type", path, "none") != "none":
+    # Where no type is said, a factor is that of linear scaling, which files of before call scale_linear.
+    kind = _field(reader, "llama.rope.scaling.type", path, None)
+    factors = [_field(reader, f"llama.rope.{name}", path, 1.0) for name in ("scaling.factor", "scale_linear")]
+    if kind not in (None, "none") or (kind is None and any(factor not in (0.0, 1.0) for factor in factors)):
         raise ValueError(f"{path} stretches its rotary positions (rope.scaling), which pygpt does not")
-    fields = {ours: _field(reader, f"llama.{theirs}", path) for ours, theirs in _FIELDS.items() if ours != "rope_theta"}
-    fields["rope_theta"] = _field(reader, "llama.rope.freq_base", path, 10000.0)
+    optional = {"num_kv_heads": None, "rope_theta": 10000.0}
+    fields = {
+        ours: _field(reader, f"llama.{theirs}", path, optional.get(ours, _REQUIRED)) for ours, theirs in _FIELDS.items()
+    }
     tokens = reader.get_field("tokenizer.ggml.tokens")
     if tokens is None:
         raise ValueError(f"{path} says nothing of tokenizer.ggml.tokens")
     head_dim = _field(reader, "llama.attention.key_length", path, None)
-    return llama_config(
-        vocab_size=len(tokens.data), head_dim=head_dim, tie_head="output.weight" not in stored, **fields
-    )
+    try:
+        config = llama_config(
+            vocab_size=len(tokens.data), head_dim=head_dim, tie_head="output.weight" not in stored, **fields
+        )
+    except (TypeError, ValueError) as error:  # of a configuration, which does not know where its values come from
+        raise ValueError(f"{path}: {error}") from error
+    turned = _field(reader, "llama.rope.dimension_count", path, config.head_dim)
+    if turned != config.head_dim:
+        raise ValueError(f"{path} turns {turned} of a head's {config.head_dim} elements, and pygpt all or none")
+    return config
 
 
 def _canonical(name: str) -> str | None:

@@ -37,11 +37,13 @@ def write(
     extra: str = "",
     outside_kind: Any = None,
     tokenizer: BPETokenizer | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """A GGUF file of a Llama, queries and keys in llama.cpp's order; weights of two dimensions may be quantised.
 
     Those outside of the blocks have ``outside_kind``, by default ``kind``; both are GGMLQuantizationType's. Without a
-    tokenizer, tokens are names, which encode nothing.
+    tokenizer, tokens are names, which encode nothing. ``settings`` are put in the place of others, None: of which there
+    then is none.
     """
     import gguf
 
@@ -84,6 +86,11 @@ def write(
             writer.add_tensor(f"{name}.weight", weight)
     if extra:
         writer.add_tensor(extra, np.ones(2, np.float32))
+    for name, value in (settings or {}).items():
+        writer.kv_data[0].pop(name, None)
+        if value is not None:
+            adds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
+            adds.get(type(value), writer.add_array)(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,6 +10,7 @@ from pygpt import GPT, Encoder, reference
 from pygpt.models import gguf as gguf_models
 from pygpt.models.gguf import text_parts
 from pygpt.nn import QuantizedLinear
+from pygpt.text import BPETokenizer, Document
 from tests.models.llama_file import smollm2, write
 from tests.models.test_llama_layout import assert_same_model, theirs
 from tests.support import assert_same_bits
@@ -95,6 +96,46 @@ def test_what_does_not_fit_is_refused(tmp_path):
         path.write_bytes(part)
         with pytest.raises(ValueError, match=r"m\.gguf is damaged or no GGUF file"):
             GPT.from_pretrained(path)
+
+
+def test_settings_that_change_the_computation_are_refused(tmp_path):
+    path, hf = tmp_path / "m.gguf", theirs()
+    rope, heads = "llama.rope", "llama.attention.head_count"
+    for settings, words in (
+        ({f"{rope}.scaling.type": "linear"}, "stretches its rotary positions"),
+        ({f"{rope}.scaling.factor": 2.0}, "stretches its rotary positions"),
+        ({f"{rope}.scale_linear": 4.0}, "stretches its rotary positions"),
+        ({f"{rope}.dimension_count": 4}, "turns 4 of a head's 8 elements, and pygpt all or none"),
+        ({f"{heads}_kv": [2, 2, 2]}, r"m\.gguf: num_kv_heads must be an integer, not \[2, 2, 2\]"),
+        ({"llama.context_length": 0}, r"m\.gguf: context_length must be at least 1, but is 0"),
+        ({"llama.context_length": None}, r"says nothing of llama\.context_length"),
+    ):
+        write(path, hf, settings=settings)
+        with pytest.raises(ValueError, match=words):
+            GPT.from_pretrained(path)
+    plain = {f"{rope}.scaling.type": "none", f"{rope}.scaling.factor": 2.0, f"{rope}.dimension_count": 8}
+    hf = theirs(num_key_value_heads=6)
+    write(path, hf, settings={**plain, f"{heads}_kv": None})  # as many as query heads
+    assert_same_model(GPT.from_pretrained(path), hf)
+
+
+def test_tokenizers_that_do_not_fit_are_refused(tmp_path):
+    path, tokenizer = tmp_path / "m.gguf", BPETokenizer.train([Document("", "the cat sat on the mat " * 5)], 280)
+    hf, ggml = theirs(vocab_size=tokenizer.vocab_size), "tokenizer.ggml"
+    for settings, words in (
+        ({f"{ggml}.token_type": [1, 1]}, r"tokens, but types of 2"),
+        (
+            {f"{ggml}.merges": ["a no-such-token"]},
+            "has no tokenizer that the tokenizers library makes: .*no-such-token",
+        ),
+        ({f"{ggml}.merges": ["ab"]}, "has no tokenizer that the tokenizers library makes"),
+        ({f"{ggml}.add_bos_token": True, f"{ggml}.bos_token_id": 10**6}, "bos_token_id is 1000000, but there are"),
+        ({f"{ggml}.eos_token_id": 10**6}, "eos_token_id is 1000000, but there are"),
+        ({f"{ggml}.pre": "llama-bpe"}, "has a tokenizer of kind 'gpt2', 'llama-bpe'"),
+    ):
+        write(path, hf, tokenizer=tokenizer, settings=settings)
+        with pytest.raises(ValueError, match=words):
+            text_parts(path)
 
 
 TEXTS = [
