@@ -160,14 +160,18 @@ def generate(
     )
     if rows and max_new_tokens:
         with evaluating(model), model.session(max_new_tokens) as session:
-            key = model, decode, torch.is_autocast_enabled(ids.device.type), num_samples, *writer.key()
+            kind = ids.device.type
+            cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            key = model, decode, cast, num_samples, *writer.key()
             kept: _Decoding | None = session.decoding
+            session.decoding = None  # while it is in use: a call from inside ``stream`` is not to write to its memory
             if kept is not None and kept.key == key and kept.step.is_captured():
                 kept.writer.begin_as(writer)
                 _, cache, writer, step = kept
                 cache.clear()
                 cache.decode = False
             else:
+                kept = None  # its memory may be needed
                 cache, step = KeyValueCache(batch, _capacity(model, tokens), ids.device), None
             logits = model.logits(_read(model, cache, tokens, prompt_lengths)).repeat_interleave(num_samples, dim=0)
             if num_samples > 1:
@@ -176,7 +180,6 @@ def generate(
             # How many of the steps leave every row inside the context.
             inside = min(max_new_tokens, cache.capacity - max(writer.starts) + 1)
             if step is None:
-                session.decoding = None  # its memory may be needed
                 step = DecodingStep(
                     *(model, cache, writer.tokens, writer.lengths, writer.alive, writer.choose),
                     steps=inside - 1,

@@ -306,6 +306,25 @@ def test_a_session_keeps_the_graph_for_calls_like_the_last(monkeypatch):
             assert_same_bits(a, b, "by a graph that was kept")
 
 
+def test_a_call_from_inside_another_has_its_own_memory(monkeypatch):
+    model = lively(small())
+    prompts = [tokens(model, 2, 4) for _ in range(2)]
+    expected = [model.generate(ids, 12, seed=5) for ids in prompts]
+    monkeypatch.setattr(recording, "has_graphs", lambda device: True)
+    monkeypatch.setattr(recording, "CapturedStep", Replay)
+    inside = []
+
+    def call(row, token):
+        if len(inside) < 3:
+            inside.append(model.generate(prompts[1], 12, seed=5, stream=lambda *_: None))
+
+    with model.session():
+        for _ in range(2):
+            inside.clear()
+            assert torch.equal(model.generate(prompts[0], 12, seed=5, stream=call), expected[0])
+            assert len(inside) == 3 and all(torch.equal(result, expected[1]) for result in inside)
+
+
 class Letters:
     """Token n is the n-th letter."""
 
