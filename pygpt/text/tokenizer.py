@@ -446,8 +446,13 @@ class BPETokenizer(Tokenizer):
         atomic_write_text(Path(folder) / "tokenizer.json", self._backend.to_str(pretty=True))
 
     def _content(self) -> dict[str, Any]:
-        model = self._description["model"]
-        return {"vocab": model["vocab"], "merges": model["merges"], "special": self._special}
+        model, steps = self._description["model"], self._description["pre_tokenizer"].get("pretokenizers")
+        content = {"vocab": model["vocab"], "merges": model["merges"], "special": self._special}
+        if steps:  # GPT-2's has none of these
+            content["splits"] = steps[0]
+        if model.get("ignore_merges"):
+            content["ignore_merges"] = True
+        return content
 
 
 class WordPieceTokenizer(Tokenizer):

@@ -26,6 +26,7 @@ from pygpt.text import (
     WordPieceTokenizer,
     make_tokenizer,
 )
+from pygpt.text.tokenizer import END_OF_TEXT, byte_level_bpe
 
 ALPHABET = "aäbc 😀\n\t_e\u0301"
 
@@ -257,7 +258,13 @@ def test_gpt2_is_read_as_the_hub_has_it(gpt2: Tokenizer, tmp_path: Path) -> None
 
 
 def test_fingerprints_tell_vocabularies_apart(made: dict[str, Tokenizer]) -> None:
-    others = [CharTokenizer("abc"), CharTokenizer("abd"), BPETokenizer.train(DOCUMENTS, 299)]
+    bpe = made["bpe"]
+    assert isinstance(bpe, BPETokenizer)
+    model = bpe._description["model"]
+    digits = byte_level_bpe(
+        model["vocab"], [tuple(pair) for pair in model["merges"]], [END_OF_TEXT], single_digits=True
+    )
+    others = [CharTokenizer("abc"), CharTokenizer("abd"), BPETokenizer.train(DOCUMENTS, 299), BPETokenizer(digits)]
     fingerprints = [tokenizer.fingerprint for tokenizer in [*made.values(), *others]]
     assert len(set(fingerprints)) == len(fingerprints)
     assert CharTokenizer("abc").fingerprint == CharTokenizer("cba").fingerprint
