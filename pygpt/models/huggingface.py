@@ -129,6 +129,8 @@ def load(
         raise ValueError(where + str(error).removeprefix(where)) from error
     if dtype is None:
         dtype = _stored_dtype(files, layout)
+        if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"{folder} holds weights of {dtype}, with which pygpt does not compute: say another dtype")
         if dtype == torch.float16 and device.type == "cpu":
             dtype = torch.float32
     model: Model = layout.model(config, device, dtype, initialise=False, **made)

@@ -163,6 +163,16 @@ def test_dtypes(tmp_path, stored, asked, expected):
     assert_same_bits(model.blocks[0].attention.qkv.weight.detach(), right.to(expected).contiguous(), "weight")
 
 
+def test_a_dtype_that_nothing_computes_with_has_to_be_replaced(tmp_path):
+    stored = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in hub_file(theirs()).items()}
+    write(tmp_path, HUB_CONFIG, stored)
+    with pytest.raises(ValueError, match=r"holds weights of torch\.float8_e4m3fn, with which pygpt does not compute"):
+        GPT.from_pretrained(tmp_path)
+    model = GPT.from_pretrained(tmp_path, dtype=torch.float32)
+    right = stored["h.0.attn.c_attn.weight"].float().T.contiguous()
+    assert_same_bits(model.blocks[0].attention.qkv.weight.detach(), right, "weight")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
