@@ -302,7 +302,7 @@ class Trainer:
                 parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self._restore_optimizer(tensors)
         torch.set_rng_state(tensors["random/cpu"])
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and "random/cuda" in tensors:  # else it was trained on a CPU before
             torch.cuda.set_rng_state(tensors["random/cuda"], self._device)
 
     def _batches_of_a_step(self) -> list[int]:

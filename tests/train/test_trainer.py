@@ -236,6 +236,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         trainer.restore(Checkpoints(tmp_path / "checkpoints").newest())
 
 
+def test_a_checkpoint_of_a_cpu_goes_on_elsewhere(tmp_path: Path) -> None:
+    make_trainer(tmp_path, steps=1, warmup=0).run()
+    trainer = make_trainer()
+    trainer._device = torch.device("cuda")  # of which a checkpoint in mid-step's tensors alone would know
+    trainer.restore(Checkpoints(tmp_path / "checkpoints").newest())
+    assert trainer.steps_done == 1
+
+
 def test_a_half_done_step_is_finished_with_its_own_batches(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, steps=2)
     forward_backward = trainer._forward_backward
