@@ -46,7 +46,10 @@ class Stops:
             self.tokens = frozenset(operator.index(token) for token in tokens)
         except TypeError:
             raise TypeError(f"stop_tokens must hold integers, but is {tokens!r}") from None
-        strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        try:
+            strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        except TypeError:
+            raise TypeError(f"stop must be a string or hold strings, but is {strings!r}") from None
         if not all(isinstance(string, str) and string for string in strings):
             raise ValueError(f"stop must hold strings that are not empty, but is {strings!r}")
         if strings and tokenizer is None:
@@ -128,6 +131,8 @@ def check_ids(ids: Tensor, prompt_lengths: Tensor, stops: Stops, pad_token: int,
     for token in stops.tokens:
         if not 0 <= token < vocabulary:
             raise ValueError(f"stop_tokens must be at least 0 and less than {vocabulary}, but has {token}")
+    if not isinstance(pad_token, int):
+        raise TypeError(f"pad_token must be an integer, not {pad_token!r}")
     if not 0 <= pad_token < vocabulary:
         raise ValueError(f"pad_token must be at least 0 and less than {vocabulary}, but is {pad_token}")
 

