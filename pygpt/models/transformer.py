@@ -141,6 +141,10 @@ class Transformer(nn.Module):
             self._session = None
             session.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Of copies and pickles: a session is the model's own.
+        return {**self.__dict__, "_session": None, "packed_head": None}
+
     def _count_pass(self) -> None:
         if self._session is not None and not torch.is_grad_enabled():
             self._session.count_pass()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, decode: bool = False) -> Tensor:
         """Map (..., in_features) to (..., out_features); ``decode`` as in `pygpt.ops.linear`."""
         return ops.linear(x, self.weight, self.bias, packed_weight=self.packed(), decode=decode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of copies and pickles, whose weights may change.
+        return {**self.__dict__, "packed_weight": None}
 
     def packed(self) -> Tensor | None:
         """``packed_weight`` where it is of use: autocast computes with a cast weight, which is another."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -101,6 +104,23 @@ def test_a_model_that_was_made_in_inference_mode_writes_too():
         made.load_state_dict(model.state_dict())
         assert torch.equal(made.generate(ids, 8), expected[0])
         assert torch.equal(made.beam_search(ids, 8).tokens, expected[1])
+
+
+def test_a_copy_made_inside_has_no_session():
+    model = lively(small())
+    ids = tokens(model, 2, 5)
+    with model.session(session.PACK_AFTER_PASSES):
+        assert all(packed(model))
+        copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        assert all(packed(model))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        for other in copies:
+            assert not any(packed(other)) and other._session is None
+            for parameter in other.parameters():
+                parameter.mul_(1.5)
+            assert_same_bits(other(ids), model(ids), "a copy whose weights were changed")
 
 
 def test_a_failure_inside_ends_the_session():
