@@ -7,6 +7,7 @@ log-probabilities, keeps the best that go on, and moves keys and values to the r
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -127,6 +128,8 @@ def beam_search(
     prompt_lengths = prompt_lengths_of(ids, prompt_lengths)
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be an integer of at least 0, not {max_new_tokens!r}")
+    if abs(length_penalty) * math.log(max(1, max_new_tokens)) > math.log(sys.float_info.max):
+        raise ValueError(f"length_penalty is {length_penalty}, and no float holds {max_new_tokens} tokens to its power")
     stops = Stops(stop_tokens, stop, tokenizer)
     vocab_size, limit = model.config.vocab_size, model.config.context_length
     check_ids(ids, prompt_lengths, stops, pad_token, vocab_size)

@@ -383,6 +383,8 @@ PROMPT = torch.zeros(1, 3, dtype=torch.int64)
         ({"diversity_penalty": -1.0}, ValueError, "diversity_penalty must be at least 0, but is -1.0"),
         ({"length_penalty": "long"}, TypeError, "length_penalty must be a number, not 'long'"),
         ({"length_penalty": math.inf}, ValueError, "length_penalty must be finite, but is inf"),
+        ({"length_penalty": 1e3}, ValueError, r"length_penalty is 1000\.0, and no float holds \d+ tokens to its power"),
+        ({"length_penalty": -1e3}, ValueError, r"length_penalty is -1000\.0, and no float holds"),
         ({"early_stopping": "soon"}, ValueError, "early_stopping must be True, False or 'never', not 'soon'"),
         ({"max_new_tokens": 1.5}, ValueError, "max_new_tokens must be an integer of at least 0, not 1.5"),
         ({"max_new_tokens": 14}, ValueError, "context_length is 16, but the prompt has 3 tokens"),
