@@ -8,7 +8,6 @@ from torch.autograd import forward_ad
 
 from pygpt import ops
 from pygpt.extension import C
-from tests.support import EMULATED
 
 W, V = torch.ones(4, 4), torch.ones(4)
 TARGETS, AT = torch.tensor([0, 3]), torch.tensor([0, 1])
@@ -61,7 +60,6 @@ def test_what_is_no_first_derivative_by_backward_is_refused_by_the_ops_name(op: 
         call(forward_ad.make_dual(x, torch.ones_like(x)))
 
 
-@pytest.mark.skipif(EMULATED is not None, reason="the op has CPU kernels only")
 def test_an_op_without_a_gradient_gives_none() -> None:
     leaf = torch.zeros(2, 4, requires_grad=True)
     rows = {"seeds": AT, "positions": AT}
