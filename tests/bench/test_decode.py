@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from bench import decode
-from bench.decode_contenders import Weights, _word
+from bench import decode, decode_contenders
+from bench.decode_contenders import Clock, Weights, _word
 from pygpt import GPT, GPTConfig
 from pygpt.extension import EMULATED
 
@@ -41,6 +42,27 @@ def test_llama_cpp_has_our_weights(weights):
     llama = llama_cpp.Llama(str(weights.prepared("Llama", "f32")), n_ctx=64, logits_all=True, verbose=False)
     llama.eval(PROMPT)
     torch.testing.assert_close(torch.tensor(llama.scores[: len(PROMPT)]), our_logits(weights), atol=1e-3, rtol=1e-3)
+
+
+def test_rates_are_all_tokens_over_all_time_and_the_share_is_of_reading_the_weights():
+    worker = SimpleNamespace(label="one", dtype="fp32", weight_bytes=6_000_000)
+    steps = [0.02] * 98 + [0.05, 0.99]  # of 3 rows; a mean of 0.03
+    found = decode.result(worker, 3, steps, memory=7, bandwidth=1e9)
+    assert found.tokens_per_second == pytest.approx(300 / sum(steps)) == pytest.approx(100)
+    assert (found.median_seconds, found.p99_seconds) == (0.02, 0.99)
+    assert found.share == pytest.approx(0.006 / 0.03)
+    assert (found.label, found.dtype, found.batch, found.memory_bytes, found.steps) == ("one", "fp32", 3, 7, 100)
+
+
+def test_a_step_is_the_time_between_two_tokens(monkeypatch):
+    moments = iter([1.0, 1.5, 3.5, 4.0])
+    monkeypatch.setattr(decode_contenders.time, "perf_counter", lambda: next(moments))
+    clock = Clock()
+    for _ in range(4):
+        clock.put(None)
+    assert clock.count == 4
+    assert clock.steps() == [0.5, 2.0, 0.5]
+    assert clock.steps(before=2) == [2.0, 0.5], "of which the first two are the prompt's"
 
 
 @pytest.mark.slow
