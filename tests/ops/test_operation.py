@@ -1,4 +1,4 @@
-"""What holds for every op with a gradient, whatever it computes: which kinds of differentiation it refuses, and how."""
+"""What holds for every op with a gradient, whatever it computes: compiled, its bits; what it refuses, and how."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 
 from pygpt import ops
 from pygpt.extension import C
+from tests.support import assert_same_bits, gradients
 
 W, V = torch.ones(4, 4), torch.ones(4)
 TARGETS, AT = torch.tensor([0, 3]), torch.tensor([0, 1])
@@ -58,6 +59,18 @@ def test_what_is_no_first_derivative_by_backward_is_refused_by_the_ops_name(op: 
         pytest.raises(NotImplementedError, match=rf"pygpt\.{op} does not support forward-mode"),
     ):
         call(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("op", CALLS | FUSED)
+def test_compiled_it_gives_the_same_bits(op: str) -> None:
+    call = (CALLS | FUSED)[op]
+    inputs = [torch.arange(8.0).view(2, 4) - 3]
+    (shape,) = {call(x).shape for x in inputs}
+    grads = [torch.linspace(-1, 1, shape.numel()).view(shape)]
+    eager = gradients(call, inputs, grads)
+    compiled = gradients(torch.compile(call, backend="aot_eager", fullgraph=True), inputs, grads)
+    for a, b in zip(eager, compiled, strict=True):
+        assert_same_bits(a[0], b[0], op)
 
 
 def test_an_op_without_a_gradient_gives_none() -> None:
