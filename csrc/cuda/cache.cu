@@ -2,8 +2,8 @@
 // get there.
 //
 // Places: a thread works out those of a row. Store: a block copies the keys or the values of a token, both in one
-// launch; the floor is reading and writing each once. Neither looks at values before it
-// uses them: a length is clamped, and what has a slot outside the cache is not stored.
+// launch; the floor is reading and writing each once. Neither trusts values: a length is clamped, and what has a slot
+// outside the cache is not stored.
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/pointer.h"

@@ -2,14 +2,14 @@
 //
 // Forward: a warp copies a row; the floor is reading and writing N · C elements. An id out of range gives NaN.
 //
-// Backward: a block owns one row of grad_table (up to `columns` of it, a pack a thread) and writes it once: zeros, a
+// Backward: a block owns one row of grad_table (128 packs of it, one a thread) and writes it once: zeros, a
 // copy, or the sum of the rows of grad_out with its id, in order of position, in groups of 64 so that the error does
 // not grow with their number. The floor is writing V · C and reading N · C elements.
 //
 // How an owner finds its positions: they are counted by id, the counts are summed into the beginning of each id's part
 // of `order`, and each position is put into its id's part. Atomics on integers count and place: counts are the same in
-// any order, and what is placed in any order the owner puts in order by rank. Cost beside the floor: ids are read three
-// times and order is written and read, 40 bytes a position.
+// any order, and what is placed in any order the owner puts in order by rank. Cost beside the floor: ids are read
+// twice, and order is written and read, 32 bytes a position.
 //
 // An id with more than 128 positions, as every text has some, would keep its block busy long after all others. Such ids
 // are listed: a block goes through all ids for each of them and puts its positions in order, blocks sum the groups, and

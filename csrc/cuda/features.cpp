@@ -46,10 +46,6 @@ std::int64_t memory_bytes(int device) {
     return known_devices().found.at(static_cast<std::size_t>(device)).memory_bytes;
 }
 
-int multiprocessors(int device) {
-    return known_devices().found.at(static_cast<std::size_t>(device)).multiprocessors;
-}
-
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
     const auto stream = static_cast<cudaStream_t>(execution().stream);
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
@@ -67,10 +63,6 @@ std::int64_t shared_memory_bytes(int) {
 }
 
 std::int64_t memory_bytes(int) {
-    return 0;
-}
-
-int multiprocessors(int) {
     return 0;
 }
 

@@ -18,9 +18,6 @@ std::int64_t shared_memory_bytes(int device);
 // All of its memory, in bytes, whoever uses it.
 std::int64_t memory_bytes(int device);
 
-// How many multiprocessors it has.
-int multiprocessors(int device);
-
 // Copies device memory, as it is after the work so far on the stream of the call (cuda/execution.h), and waits for
 // that.
 void copy_to_host(void* to, const void* from, std::size_t bytes);

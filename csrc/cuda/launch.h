@@ -19,10 +19,12 @@ struct Launch {
     dim3 block;
     std::size_t shared_bytes = 0;  // dynamic shared memory
     dim3 cluster = {1, 1, 1};
-    bool cooperative = false;  // all blocks are resident at once, and may wait for one another
 };
 
-constexpr std::size_t shared_bytes_by_default = std::size_t{48} << 10;
+// Shared memory of a block, static included.
+constexpr std::size_t shared_bytes_by_default = std::size_t{48} << 10;  // unless its kernel is allowed more
+constexpr std::size_t shared_bytes_everywhere = std::size_t{99} << 10;  // at most, on any device since sm_80
+constexpr std::size_t shared_bytes_hopper = std::size_t{227} << 10;     // at most, on Hopper
 
 // Runs kernel(arguments...) on a grid; a grid without blocks is no launch.
 template <class... Parameters, class... Arguments>
@@ -32,22 +34,19 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... a
         check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(shape.shared_bytes)));
     }
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};
     config.gridDim = shape.grid;
     config.blockDim = shape.block;
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = static_cast<cudaStream_t>(execution().stream);
-    config.attrs = attributes;
     if (shape.cluster.x * shape.cluster.y * shape.cluster.z > 1) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = shape.cluster.x;
-        attributes[config.numAttrs].val.clusterDim.y = shape.cluster.y;
-        attributes[config.numAttrs++].val.clusterDim.z = shape.cluster.z;
-    }
-    if (shape.cooperative) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-        attributes[config.numAttrs++].val.cooperative = 1;
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = shape.cluster.x;
+        cluster.val.clusterDim.y = shape.cluster.y;
+        cluster.val.clusterDim.z = shape.cluster.z;
+        config.attrs = &cluster;
+        config.numAttrs = 1;
     }
     // As the kernel's own parameter types, whatever the arguments' types are.
     [&](Parameters... values) {

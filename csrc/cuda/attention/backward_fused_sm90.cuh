@@ -29,11 +29,9 @@
 namespace pygpt::cuda {
 namespace {
 
-template <class Storage_, int head_dim_>
-struct HopperFused {
-    using Storage = Storage_;
-    static constexpr int head_dim = head_dim_;
-    static constexpr int own = multiplying_groups * group_rows;
+template <class Storage, int head_dim>
+struct HopperFused : HopperBackward<Storage, head_dim> {
+    using Base = HopperBackward<Storage, head_dim>;
     // Of a tile's grad_q each group makes a part: half of the rows, or of the columns.
     static constexpr int parts = multiplying_groups;
     static constexpr int halves = head_dim <= 64 ? 2 : 1;  // of a tile's rows
@@ -44,9 +42,7 @@ struct HopperFused {
     static constexpr int part_columns = head_dim / (parts / halves);
     static constexpr int part_sums = part_columns / 2;
     static constexpr int part_floats = group_rows * part_columns;
-    using OwnTile = SwizzledTile<Storage, own, head_dim>;
-    using RowsTile = SwizzledTile<Storage, group_rows, head_dim>;
-    using GradientsTile = SwizzledTile<Storage, own, group_rows>;  // of scores, keys down
+    using GradientsTile = SwizzledTile<Storage, Base::own, group_rows>;  // of scores, keys down
 };
 
 template <class Storage>
@@ -407,7 +403,7 @@ __global__ void __launch_bounds__(block_threads, 1)
         const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / warp_lanes, 0);
         if (warp == 0) {
             load<T>(a, shared);
-        } else if (warp <= 2) {
+        } else if (warp <= T::parts) {
             add<T>(a, shared, warp - 1);
         }
     } else {

@@ -19,16 +19,11 @@ namespace pygpt::cuda {
 namespace {
 
 // Sizes by the registers of a group: products of a tile, sums, and a packed operand or two.
-template <class Storage_, int head_dim_>
-struct HopperSeparate {
-    using Storage = Storage_;
-    static constexpr int head_dim = head_dim_;
-    static constexpr int own = multiplying_groups * group_rows;
+template <class Storage, int head_dim>
+struct HopperSeparate : HopperBackward<Storage, head_dim> {
     static constexpr int rows = group_rows;  // beside two sums
     static constexpr int keys = 96;          // beside one
     static constexpr int stages = 2;
-    using OwnTile = SwizzledTile<Storage, own, head_dim>;
-    using RowsTile = SwizzledTile<Storage, rows, head_dim>;
     using KeysTile = SwizzledTile<Storage, keys, head_dim>;
 };
 
@@ -234,7 +229,7 @@ struct SeenKeys {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     const int key = 8 * j + e;
-                    if (key < from || key >= to) x[4 * j + 2 * half + e] = -__builtin_huge_valf();
+                    if (key < from || key >= to) x[4 * j + 2 * half + e] = -infinity;
                 }
             }
         }

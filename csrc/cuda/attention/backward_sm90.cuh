@@ -11,12 +11,20 @@
 namespace pygpt::cuda {
 namespace {
 
-constexpr float infinity = __builtin_huge_valf();
-
 constexpr int multiplying_groups = 2;
 constexpr int block_threads = (1 + multiplying_groups) * group_threads;
 constexpr int loading_registers = 40;
 constexpr int multiplying_registers = 232;
+
+// What a block owns, rows or keys, and tiles of rows that it walks over: a group's products across.
+template <class Storage_, int head_dim_>
+struct HopperBackward {
+    using Storage = Storage_;
+    static constexpr int head_dim = head_dim_;
+    static constexpr int own = multiplying_groups * group_rows;
+    using OwnTile = SwizzledTile<Storage, own, head_dim>;
+    using RowsTile = SwizzledTile<Storage, group_rows, head_dim>;
+};
 
 // What a row's gradients need; one that sees nothing has an infinite lse, and weights of zero.
 struct alignas(16) Facts {

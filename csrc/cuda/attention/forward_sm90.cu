@@ -24,9 +24,8 @@
 namespace pygpt::cuda {
 namespace {
 
-constexpr float infinity = __builtin_huge_valf();
-constexpr float ln_2 = 0.693147180559945309f;
 constexpr int warp_rows = 16;  // of a group's
+
 // Sizes by what fits: accumulators of scores and of out, and weights, in the registers of a group; q, twice if there is
 // room, and stages of k and v in shared memory. GPTs' sequences are multiples of 128 keys, of which tiles then waste
 // none.

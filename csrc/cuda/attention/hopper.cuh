@@ -11,7 +11,6 @@
 #include <climits>
 
 #include "cuda/attention/problem.cuh"
-#include "cuda/features.h"
 #include "cuda/ptx/convert.cuh"
 #include "cuda/ptx/elect.cuh"
 #include "cuda/ptx/mbarrier.cuh"
@@ -27,7 +26,6 @@ namespace {
 
 constexpr int group_threads = 4 * warp_lanes;  // of a warpgroup
 constexpr int group_rows = 64;                 // of its accumulators
-constexpr std::size_t shared_bytes_hopper = std::size_t{227} << 10;
 
 // ---- host: tensors ----
 
@@ -145,7 +143,7 @@ struct Schedule {
           tiles(static_cast<unsigned>(tiling.tiles)),
           items(heads * tiles) {
         const std::int64_t group = over == Over::rows ? p.H / p.G : 1;
-        const auto most = static_cast<unsigned>(multiprocessors(p.q.device.index));
+        const auto most = static_cast<unsigned>(multiprocessors());
         blocks = items < most ? items : most;
         const std::int64_t bytes = 2 * sizeof(std::uint16_t) * p.S * p.D;  // of a kv head
         std::int64_t together = bytes > 0 ? sections.bytes / bytes * group : heads;

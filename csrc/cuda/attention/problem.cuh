@@ -25,6 +25,9 @@ using attention::Problem;
 using attention::Sequence;
 using attention::Span;
 
+constexpr float infinity = __builtin_huge_valf();
+constexpr float ln_2 = 0.693147180559945309f;
+
 // A tensor of (batch, time, heads, D), the last dimension of stride 1.
 template <class Element>
 struct Vectors {

@@ -12,10 +12,8 @@
 namespace pygpt::cuda {
 namespace {
 
-constexpr float infinity = __builtin_huge_valf();
 constexpr float log2_e = 1.442695040888963407f;
 constexpr float log2_e_rest = 1.925963033500e-8f;  // log2 e - log2_e
-constexpr float ln_2 = 0.693147180559945309f;
 
 // Which element of the tile (row, key) an accumulator of this lane is; with keys as the accumulators' rows, or not.
 template <bool keys_own>

@@ -20,7 +20,6 @@ namespace {
 constexpr int fragment_rows = 16;  // of a warp's accumulators
 constexpr int block_columns = 8;   // of each of their blocks: element e of lane (g, q) is row g + e / 2 · 8, column
                                    // 2q + e % 2
-constexpr std::size_t shared_bytes_everywhere = std::size_t{99} << 10;
 
 template <class Storage_, int head_dim_>
 struct Sizes {

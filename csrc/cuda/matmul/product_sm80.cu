@@ -36,8 +36,7 @@ constexpr int tile_m = 128;
 constexpr int tile_n = 128;
 constexpr int step_bytes = 64;
 constexpr int stages = 4;
-constexpr int patch_height = 8;                                    // tiles
-constexpr std::size_t least_shared_bytes = std::size_t{99} << 10;  // that a block can have on any card since sm_80
+constexpr int patch_height = 8;  // tiles
 
 template <class Storage_, Form form>
 struct Traits {
@@ -280,6 +279,7 @@ struct Parameters {
     Epilogue epilogue;
 };
 
+// How many of a limit's rows there are, of `most` that the host says.
 __device__ inline std::int64_t limited(const Limit& limit, std::int64_t most) {
     if (!limit.count) return most;
     const std::int64_t left = *limit.count - limit.first;
@@ -374,7 +374,7 @@ __global__ void __launch_bounds__(Traits::threads, Traits::blocks_per_multiproce
 
 template <class Traits>
 void launch_product(const Parameters& parameters, std::int64_t parts) {
-    static_assert(sizeof(Shared<Traits>) <= least_shared_bytes);
+    static_assert(sizeof(Shared<Traits>) <= shared_bytes_everywhere);
     const std::int64_t tiles = divide_up(parameters.M, tile_m) * divide_up(parameters.N, tile_n);
     launch(product_sm80_kernel<Traits>,
            {.grid = dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(parts)),

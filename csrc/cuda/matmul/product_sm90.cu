@@ -52,7 +52,6 @@ constexpr int consumers = 2;
 constexpr int threads = group_threads * (1 + consumers);
 constexpr int producer_registers = 24;
 constexpr int consumer_registers = 240;  // 24 + 2 · 240 = 3 · 168, what a thread starts with
-constexpr int most_shared_bytes = 227 << 10;
 
 constexpr int group_m = 64;  // rows of a consumer's sums
 constexpr int tile_m = group_m * consumers;
@@ -84,7 +83,7 @@ struct Traits {
     static constexpr int b_bytes = tile_n * row_bytes;
     static constexpr int stage_bytes = a_bytes + b_bytes;
     static constexpr int stages =
-        (most_shared_bytes - consumers * (buffers * buffer_bytes + tile_n * 4) - 256) / stage_bytes;
+        (static_cast<int>(shared_bytes_hopper) - consumers * (buffers * buffer_bytes + tile_n * 4) - 256) / stage_bytes;
     // Of b: boxes are at most 256 rows high, and about half of them is a block's share in a cluster.
     static constexpr int b_boxes = b_major == ptx::Major::k ? 2 : tile_n / 64;
 };
@@ -140,7 +139,7 @@ struct Parameters {
 
 // ---- Which tiles a block takes ----
 
-// The same of the rows from `first` on.
+// How many of a limit's rows there are from `first` on, of `most` that the host says.
 __device__ inline int limited(const Limit& limit, int first, int most) {
     if (!limit.count) return most;
     const std::int64_t left = *limit.count - limit.first - first;
