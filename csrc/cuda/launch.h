@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -17,7 +18,8 @@ namespace pygpt::cuda {
 struct Launch {
     dim3 grid;
     dim3 block;
-    std::size_t shared_bytes = 0;  // dynamic shared memory
+    std::size_t shared_bytes = 0;       // dynamic shared memory
+    std::size_t most_shared_bytes = 0;  // of any launch of the kernel, where its launches differ
     dim3 cluster = {1, 1, 1};
 };
 
@@ -30,9 +32,12 @@ constexpr std::size_t shared_bytes_hopper = std::size_t{227} << 10;     // at mo
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... arguments) {
     if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-    if (shape.shared_bytes > shared_bytes_by_default) {
+    // A kernel is allowed this on the device, for all threads: if launches that differ asked for different numbers, one
+    // could take from another what that is about to use.
+    const std::size_t allowed = std::max(shape.shared_bytes, shape.most_shared_bytes);
+    if (allowed > shared_bytes_by_default) {
         check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shape.shared_bytes)));
+                                   static_cast<int>(allowed)));
     }
     cudaLaunchAttribute cluster;
     cudaLaunchConfig_t config = {};

@@ -126,6 +126,19 @@ def test_all_ignored_give_zero_and_zero_gradients(implementation, generator):
     assert not any(grad.any() for grad in grads)
 
 
+def test_a_row_as_long_as_the_shared_memory_that_kernels_have_unasked(implementation, generator):
+    # 48 KB of logits on CUDA, beside what else is in shared memory.
+    dtype = dtypes_of(implementation)[0]
+    tensors, targets = inputs(generator, (2,), 3, 12_288, dtype)
+    targets[:] = torch.tensor([12_287, 5])
+    grad = torch.ones(())
+    ours = run(ops.linear_cross_entropy, targets, tensors, "mean", grad)
+    exact = run(reference.linear_cross_entropy, targets, [t.double() for t in tensors], "mean", grad.double())
+    peer = least_accurate(peers(generator, targets, tensors, "mean", grad.to(dtype)), exact)
+    for mine, right, theirs in zip(ours, exact, peer, strict=True):
+        assert_accurate(mine, right, theirs, f"{dtype}")
+
+
 def test_bits_do_not_depend_on_threads_mode_or_strides(implementation, generator):
     for dtype in dtypes_of(implementation):
         tensors, targets = inputs(generator, (70,), 30, 700, dtype)

@@ -85,13 +85,12 @@ constexpr int losses_threads = 1024;
 constexpr int vector = 4;
 constexpr int round_columns = losses_threads * vector;
 
-// Columns of a row of logits that a block with gradients keeps in shared memory: all, or as many as fit.
-std::int64_t kept_columns(std::int64_t vocabulary) {
+// Columns of a row of logits that fit a block's shared memory, in whole blocks of the softmax.
+std::int64_t fitting_columns() {
     constexpr std::int64_t other_bytes = 2048;
     const std::int64_t bytes = shared_memory_bytes(execution().device) - other_bytes;
     constexpr std::int64_t block = softmax_block<float>;
-    const std::int64_t fitting = bytes / (block * static_cast<std::int64_t>(sizeof(float)));
-    return std::min(divide_up(vocabulary, block), fitting) * block;
+    return bytes / (block * static_cast<std::int64_t>(sizeof(float))) * block;
 }
 
 // A block of threads owns the list's row `first` + blockIdx.x. Storage: what d is rounded to; its elements take the
@@ -197,7 +196,9 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
     auto* const gathered_rows = scratch<unsigned char>(operand_bytes(most_rows, a.C, dtype));
     const Matrix weight = operand(a.weight, a.V, a.C, dtype);
     const Matrix d{logits, pitch * static_cast<std::int64_t>(sizeof(float)) / bytes_of(dtype)};
-    const std::int64_t kept = has_gradients ? kept_columns(a.V) : 0;
+    const std::int64_t fitting = fitting_columns();
+    const std::int64_t columns = divide_up(a.V, softmax_block<float>) * softmax_block<float>;
+    const std::int64_t kept = has_gradients ? std::min(columns, fitting) : 0;
 
     // Sums over the blocks are kept in float32.
     WeightGradient weights{.dtype = dtype, .a = d, .b = {}, .M = a.V, .N = a.C, .K = block_rows, .out = {}};
@@ -236,7 +237,8 @@ void linear_cross_entropy_forward(const linear_cross_entropy::Forward& a) {
             launch(losses_kernel<decltype(storage)>,
                    {.grid = static_cast<unsigned>(rows),
                     .block = losses_threads,
-                    .shared_bytes = static_cast<std::size_t>(kept) * sizeof(float)},
+                    .shared_bytes = static_cast<std::size_t>(kept) * sizeof(float),
+                    .most_shared_bytes = static_cast<std::size_t>(fitting) * sizeof(float)},
                    logits, pitch, a.V, list, counted, first, targets, pointer<const float>(a.grad_losses),
                    has_gradients, kept, losses);
         });

@@ -3,9 +3,11 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "launch.h"
@@ -16,6 +18,8 @@
 using namespace emulator;
 
 namespace {
+
+constexpr u32 kDefaultShared = 48 << 10;  // of a block whose kernel is not allowed more
 
 // What nvcc embeds: a list of entries, each PTX text (kind 1) or machine code, for one architecture.
 struct FatBinaryWrapper {
@@ -35,7 +39,7 @@ struct FatBinary {
 struct HostFunction {
     FatBinary* binary = nullptr;
     std::string name;
-    u32 max_dynamic_shared = 48 << 10;
+    std::optional<u32> allowed_dynamic_shared = {};  // by cudaFuncSetAttribute
 };
 struct HostVariable {
     FatBinary* binary = nullptr;
@@ -108,6 +112,14 @@ Kernel& kernel_of(const void* function) {
     return link_kernel(module_of(*f->second.binary), f->second.name);
 }
 
+// What a launch may ask for: beyond the default of 48 KB, static shared memory included, what it was allowed.
+u64 max_dynamic_shared(const void* function, const Kernel& k) {
+    const auto& allowed = functions()[function].allowed_dynamic_shared;
+    const u64 all = allowed ? shared_per_block_limit() : kDefaultShared;
+    const u64 left = all > k.shared_static ? all - k.shared_static : 0;
+    return allowed ? std::min<u64>(*allowed, left) : left;
+}
+
 cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, std::size_t shared, dim3 cluster,
                 bool early = false) {
     try {
@@ -120,7 +132,7 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, s
         if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || threads == 0 ||
             threads > 1024 || (k.max_threads && threads > k.max_threads))
             return failed(cudaErrorInvalidConfiguration, name + ": grid or block out of range");
-        if (shared > functions()[function].max_dynamic_shared || shared + k.shared_static > shared_per_block_limit())
+        if (shared > max_dynamic_shared(function, k))
             return failed(cudaErrorInvalidValue, name + ": " + std::to_string(shared) +
                                                      " bytes of dynamic shared memory are more than allowed");
         if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z || cluster.x * cluster.y * cluster.z > 16)
@@ -234,7 +246,7 @@ cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute attribute, int
     if (found == functions().end()) return cudaErrorInvalidDeviceFunction;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || static_cast<u32>(value) > shared_per_block_limit()) return cudaErrorInvalidValue;
-    found->second.max_dynamic_shared = static_cast<u32>(value);
+    found->second.allowed_dynamic_shared = static_cast<u32>(value);
     return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* f) {
@@ -245,7 +257,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* f) {
         a->maxThreadsPerBlock = k.max_threads ? static_cast<int>(k.max_threads) : 1024;
         a->numRegs = 64;  // not known from PTX
         a->ptxVersion = a->binaryVersion = options().arch;
-        a->maxDynamicSharedSizeBytes = static_cast<int>(functions()[f].max_dynamic_shared);
+        a->maxDynamicSharedSizeBytes = static_cast<int>(max_dynamic_shared(f, k));
     } catch (const ProgramError& error) {
         return failed(cudaErrorInvalidDeviceFunction, error.what());
     }
@@ -372,7 +384,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
             *value = options().multiprocessors;
             break;
         case cudaDevAttrMaxSharedMemoryPerBlock:
-            *value = 48 << 10;
+            *value = kDefaultShared;
             break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:
             *value = static_cast<int>(shared_per_block_limit());
@@ -412,7 +424,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
     std::snprintf(p->name, sizeof p->name, "emulated sm_%d", options().arch);
     p->major = options().arch / 10, p->minor = options().arch % 10;
     p->multiProcessorCount = options().multiprocessors;
-    p->sharedMemPerBlock = 48 << 10;
+    p->sharedMemPerBlock = kDefaultShared;
     p->sharedMemPerBlockOptin = shared_per_block_limit();
     p->sharedMemPerMultiprocessor = shared_per_block_limit() + 1024;
     p->reservedSharedMemPerBlock = 1024;
