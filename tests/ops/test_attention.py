@@ -374,6 +374,17 @@ def test_nan_stays_in_its_sequence(implementation, generator):
     assert_same_bits(packed[0][:, :70], clean[0][:1], "the document before it")
 
 
+def test_what_is_not_finite_in_a_query_is_in_its_results(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        for value in (math.nan, math.inf):
+            q, k, v = draw_qkv(generator, 1, 5, 70, dtype=dtype)
+            q[0, 2, 0, 1] = value
+            out, lse, *grads = all_results(q, k, v)
+            assert lse.isnan().nonzero().tolist() == [[0, 0, 2]], f"{dtype}, {value}: the log-sum-exp is {lse}"
+            assert out[0, 2, 0].isnan().all() and grads[0][0, 2, 0].isnan().all()
+            assert grads[1][0, :, 0].isnan().any(), "a loss of NaN is not found in k's gradient"
+
+
 def test_weights(implementation, generator):
     for dtype in dtypes_of(implementation):
         q, k, v = draw_qkv(generator, 2, 67, 90, 4, 2, 16, dtype)

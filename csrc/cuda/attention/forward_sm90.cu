@@ -331,8 +331,9 @@ struct RowSoftmax {
     __device__ float inverse(int half) const { return sum[half] == 0 ? 0.0f : 1 / sum[half]; }
     __device__ float lse(const Scoring& o, int half) const {
         if (sum[half] == 0) return -infinity;
-        const float high = maximum[half] * o.factor;
-        return fabsf(maximum[half]) > o.largest ? high * ln_2 : fmaf(high, ln_2, logf(sum[half]));
+        // A sum of NaN stays NaN, whatever the maximum, which may be infinite then.
+        const float low = fabsf(maximum[half]) > o.largest ? sum[half] * 0 : logf(sum[half]);
+        return fmaf(maximum[half] * o.factor, ln_2, low);
     }
 };
 
