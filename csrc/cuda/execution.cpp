@@ -11,7 +11,7 @@ thread_local const Execution* current = nullptr;
 
 }  // namespace
 
-ExecutionScope::ExecutionScope(const Execution& execution) {
+ExecutionScope::ExecutionScope(const Execution& execution) : previous_(current) {
     check(cudaGetDevice(&previous_device_));
     if (previous_device_ != execution.device) check(cudaSetDevice(execution.device));
     current = &execution;
@@ -19,7 +19,7 @@ ExecutionScope::ExecutionScope(const Execution& execution) {
 
 ExecutionScope::~ExecutionScope() {
     if (previous_device_ != current->device) cudaSetDevice(previous_device_);
-    current = nullptr;
+    current = previous_;
 }
 
 const Execution& execution() {

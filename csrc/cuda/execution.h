@@ -15,7 +15,8 @@ struct Execution {
     void* allocator;
 };
 
-// Makes an Execution that of this thread, and its device the current one, for the length of a scope.
+// Makes an Execution that of this thread, and its device the current one, for the length of a scope. Scopes may stand
+// in one another: allocate() may run Python.
 class ExecutionScope {
   public:
     explicit ExecutionScope(const Execution& execution);
@@ -24,6 +25,7 @@ class ExecutionScope {
     ExecutionScope& operator=(const ExecutionScope&) = delete;
 
   private:
+    const Execution* previous_;
     int previous_device_;
 };
 
