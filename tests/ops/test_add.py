@@ -42,6 +42,13 @@ def test_sum_and_gradients_match_the_reference(implementation, shape, dropped, o
             assert_accurate(mine, right, theirs, f"{dtype}")
 
 
+def test_the_sum_of_nothing_has_a_gradient(implementation):
+    # Torch makes it of a number, with strides of 0.
+    x = torch.empty(0, 3, requires_grad=True)
+    ops.add(x, torch.ones(3)).sum().backward()
+    assert x.grad.shape == (0, 3)
+
+
 def test_bits_hold(implementation, generator):
     for dtype in dtypes_of(implementation):
         x, y, grad = (normal(generator, *s, dtype=dtype) * 1e-38 for s in ((70, 300), (300,), (70, 300)))

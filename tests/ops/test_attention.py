@@ -359,6 +359,9 @@ def test_queries_that_see_nothing_give_zeros(implementation, generator):
         assert (out == 0).all() and (lse == -math.inf).all() and (grads[0] == 0).all()
         assert ops.attention(q[:0], k[:0], v[:0]).shape == (0, 70, 2, 12)
         assert ops.attention(q[:, :0], k, v).shape == (2, 0, 2, 12)
+        empty = q[:, :0].detach().requires_grad_()
+        ops.attention(empty, k, v).sum().backward()  # of a gradient with strides of 0
+        assert empty.grad.shape == empty.shape
 
 
 def test_nan_stays_in_its_sequence(implementation, generator):
