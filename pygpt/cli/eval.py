@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="solved questions before each (default: 0)")
     parser.add_argument("--shots-from", metavar="FILE", help="draw them from this file (default: the other questions)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws them (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N examples or questions")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="score the first N examples or questions; of a text, batches"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="of an answer (64, at most half of the context)"
     )

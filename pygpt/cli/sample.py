@@ -68,21 +68,22 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
     }
     stop_tokens = () if tokenizer.end_of_document is None else (tokenizer.end_of_document,)
-    for number in range(arguments.num_samples):
-        if number:
-            print("\n" + "─" * 40)
-        written = tokenizer.stream()
-        print("".join(map(written.push, tokens)), end="", flush=True)
-        model.generate(
-            torch.tensor([tokens], device=device),
-            seed=arguments.seed + number,
-            stop_tokens=stop_tokens,
-            tokenizer=tokenizer,
-            overflow="slide",
-            stream=functools.partial(_show, written),
-            **options,
-        )
-        print(written.flush())
+    with model.session():
+        for number in range(arguments.num_samples):
+            if number:
+                print("\n" + "─" * 40)
+            written = tokenizer.stream()
+            print("".join(map(written.push, tokens)), end="", flush=True)
+            model.generate(
+                torch.tensor([tokens], device=device),
+                seed=arguments.seed + number,
+                stop_tokens=stop_tokens,
+                tokenizer=tokenizer,
+                overflow="slide",
+                stream=functools.partial(_show, written),
+                **options,
+            )
+            print(written.flush())
     return 0
 
 
