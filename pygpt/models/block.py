@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pygpt import ops
 from pygpt.models.config import GATED, TransformerConfig
+from pygpt.models.memory import check_bytes_fit
 from pygpt.models.sequence import sinusoids
 from pygpt.nn import Embedding, FeedForward, GatedFeedForward, LayerNorm, MultiHeadAttention, RMSNorm
 from pygpt.nn.rotary import rotations
@@ -135,7 +136,14 @@ def position_table(config: TransformerConfig, device: torch.device, dtype: torch
     """Sinusoids (context_length, width), or rotations (context_length, head_dim); None for other positions.
 
     Sinusoids are added to embeddings, and have their dtype; rotations are float32, for a float64 model float64.
+
+    Raises:
+        MemoryError: if they do not fit into memory.
     """
+    if config.positions in ("sinusoidal", "rope"):
+        width = config.embedding_dim if config.positions == "sinusoidal" else config.head_dim
+        needed = 8 * config.context_length * width  # on the CPU, in float64
+        check_bytes_fit(needed, torch.device("cpu"), f"the positions of {config.context_length:,} tokens")
     if config.positions == "sinusoidal":
         return sinusoids(config.context_length, config.embedding_dim).to(device, dtype)
     if config.positions == "rope":

@@ -16,6 +16,13 @@ def test_a_model_that_does_not_fit_is_refused_with_both_figures(monkeypatch):
         memory.check_fits(3 * 2**28 + 1, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.parametrize("positions", ["rope", "sinusoidal"])
+def test_positions_that_do_not_fit_are_refused_too(positions):
+    shape = {"vocab_size": 9, "num_layers": 1, "num_heads": 2, "embedding_dim": 8, "positions": positions}
+    with pytest.raises(MemoryError, match=r"the positions of 1,000,000,000,000 tokens need"):
+        GPT(GPTConfig(context_length=10**12, **shape))
+
+
 def test_free_memory_is_that_of_the_machine():
     free = memory.free_memory(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
