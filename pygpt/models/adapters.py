@@ -39,6 +39,17 @@ SETTINGS, WEIGHTS = "adapter.json", "adapter.safetensors"
 TABLES = ("token_embedding.weight", "head.weight")  # which have a row for each token
 HEADS = ("label_head.", "pooler.")  # trained whole where the model has labels
 
+# Of the entries of the settings, as JSON has them.
+_KINDS = {
+    "rank": int,
+    "alpha": int | float,
+    "targets": list,
+    "tokens": int,
+    "changes": dict,
+    "model": dict,
+    "base": str,
+}
+
 # Fields of a configuration that may differ from the base's: they change no weight, or are listed in ``changes``.
 _FREE = ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout", "init_std")
 
@@ -250,6 +261,9 @@ def _read(folder: Path) -> Adapters:
         raise ValueError(f"{folder / SETTINGS} is of no adapters that this pygpt reads")
     if values.keys() != {field.name for field in fields(Adapters)}:
         raise ValueError(f"{folder / SETTINGS} is damaged: its entries are {', '.join(values)}")
+    for name, kind in _KINDS.items():
+        if not isinstance(values[name], kind) or (name == "model" and "class" not in values[name]):
+            raise ValueError(f"{folder / SETTINGS} is damaged: its {name} is {values[name]!r}")
     return Adapters(**{**values, "targets": tuple(values["targets"])})
 
 

@@ -195,6 +195,10 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "adapter.json").read_text())
     (tmp_path / "adapter.json").write_text(json.dumps({**settings, "version": 2}))
     refused(base(), "no adapters that this pygpt reads")
+    for name in ("rank", "alpha", "targets", "tokens", "changes", "model", "base"):
+        for odd in (None, {}) if name != "changes" else (None, []):
+            (tmp_path / "adapter.json").write_text(json.dumps({**settings, name: odd}))
+            refused(base(), rf"adapter\.json is damaged: its {name} is ")
     del settings["base"]
     (tmp_path / "adapter.json").write_text(json.dumps(settings))
     refused(base(), "adapter.json is damaged")
