@@ -185,7 +185,7 @@ for call in (
     lambda: ops.sample(torch.full((2, 3), torch.nan), **rows),
     lambda: ops.attention(q, q, q, key_lengths=torch.tensor([4])),
     lambda: ops.attention(q, q, q, causal=True, query_start=torch.tensor([-1])),
-    lambda: ops.attention(q, q, q, cu_seqlens=torch.tensor([0, 2, 1, 3])),
+    lambda: ops.attention(q, q, q, cu_seqlens=torch.tensor([0, 2, 4])),
 ):
     try:
         call()
@@ -198,7 +198,7 @@ for call in (
     assert "logits must hold no NaN" in words
     assert "key_lengths[0] must be 0 to 3 (at most k_time), but is 4" in words
     assert "query_start[0] must be 0 to" in words
-    assert "cu_seqlens must not decrease, but cu_seqlens[1] is 2" in words
+    assert "cu_seqlens must go from 0 to q_time, 3, but goes from 0 to 4" in words
     assert output(program, "80") == ""
 
 
