@@ -126,6 +126,16 @@ def test_all_ignored_give_zero_and_zero_gradients(implementation, generator):
     assert not any(grad.any() for grad in grads)
 
 
+def test_no_rows_give_zero_and_zero_gradients(implementation, generator):
+    for dtype in dtypes_of(implementation):
+        tensors, targets = inputs(generator, (0,), 8, 40, dtype)
+        grad = torch.ones((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        loss, *grads = run(ops.linear_cross_entropy, targets, tensors, "mean", grad)
+        assert loss == 0
+        assert [grad.shape for grad in grads] == [(0, 8), (40, 8), (40,)]
+        assert not any(grad.any() for grad in grads)
+
+
 def test_a_row_as_long_as_the_shared_memory_that_kernels_have_unasked(implementation, generator):
     # 48 KB of logits on CUDA, beside what else is in shared memory.
     dtype = dtypes_of(implementation)[0]

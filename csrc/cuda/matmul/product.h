@@ -89,6 +89,8 @@ struct Product {
     Epilogue epilogue;
 
     std::int64_t parts() const { return part_k == 0 ? 1 : (K + part_k - 1) / part_k; }
+    // Rows along K that operands have memory for.
+    std::int64_t k_stored() const { return k_limit.count ? k_limit.stored : K; }
 };
 
 // One output element is summed over k in order, by one block, whatever M and N are.

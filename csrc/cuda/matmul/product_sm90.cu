@@ -694,12 +694,11 @@ void launch_product(const Product& p) {
     const int cluster = cluster_of(tiles_high);
     const std::int64_t rows = divide_up(tiles_high, cluster);
     const std::int64_t columns = divide_up(p.N, Traits::tile_n);
-    const std::int64_t k_stored = p.k_limit.count ? p.k_limit.stored : p.K;
     const std::int64_t tiles = rows * columns * p.parts();
     const std::int64_t resident = std::max(1, multiprocessors() / cluster);
     Parameters parameters{
-        .a = operand_map<Traits>(p.a, p.dtype, Traits::a_major, p.M, k_stored, tile_m),
-        .b = operand_map<Traits>(p.b, p.dtype, Traits::b_major, p.N, k_stored, Traits::tile_n / Traits::b_boxes),
+        .a = operand_map<Traits>(p.a, p.dtype, Traits::a_major, p.M, p.k_stored(), tile_m),
+        .b = operand_map<Traits>(p.b, p.dtype, Traits::b_major, p.N, p.k_stored(), Traits::tile_n / Traits::b_boxes),
         .out = {},
         .pre_activation = {},
         .activated = {},
@@ -784,7 +783,7 @@ void launch_form(const Product& p) {
 template <>
 void product<90>(const Product& p) {
     if (p.M == 0 || p.N == 0) return;
-    if (p.K == 0) return product<80>(p);  // sums of nothing, for which no tensor map can be made
+    if (p.k_stored() == 0) return product<80>(p);  // sums of nothing, for which no tensor map can be made
     if (p.dtype == DType::bfloat16) {
         launch_form<bf16>(p);
     } else {
