@@ -24,7 +24,8 @@ def linear_cross_entropy(
 
     The loss has the bits of ``cross_entropy(linear(hidden, weight, bias, out_dtype=torch.float32), targets)``, with
     memory for the logits of a few rows only. Where a gradient is wanted of a mean or a sum, it is computed together
-    with the loss, since a backward would have to compute the logits again. Under autocast the products are in its
+    with the loss, since a backward would have to compute the logits again; but for float16, which computes it when the
+    loss's own gradient is known: a scaled loss is to keep it from underflow. Under autocast the products are in its
     dtype.
 
     Args:
@@ -52,6 +53,11 @@ def linear_cross_entropy(
     return _linear_cross_entropy(hidden, weight, bias, targets, ignore_index, reduction, *wants)[0]  # type: ignore[no-any-return]
 
 
+def _early(hidden: Tensor, reduction: str) -> bool:
+    """Whether gradients are computed together with the loss."""
+    return reduction != "none" and hidden.dtype != torch.float16
+
+
 def _number(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
@@ -77,8 +83,8 @@ def _fake(
     reduction: str,
     *wants: bool,
 ) -> tuple[Tensor, ...]:
-    early = reduction != "none"  # gradients are computed together with the loss
-    loss = hidden.new_empty(() if early else targets.shape, dtype=_number(hidden))
+    early = _early(hidden, reduction)
+    loss = hidden.new_empty(targets.shape if reduction == "none" else (), dtype=_number(hidden))
     return loss, *_gradients(hidden, weight, bias, tuple(early and want for want in wants))  # type: ignore[arg-type]
 
 
@@ -92,6 +98,7 @@ def _forward(
     *wants: bool,
 ) -> tuple[Tensor, ...]:
     loss, *grads = _fake(hidden, weight, bias, targets, ignore_index, reduction, *wants)
+    early = _early(hidden, reduction)
     C.linear_cross_entropy_forward(
         contiguous(hidden),
         contiguous(weight),
@@ -101,25 +108,29 @@ def _forward(
         reduction,
         loss,
         None,
-        *(grad if want and reduction != "none" else None for grad, want in zip(grads, wants, strict=True)),
+        *(grad if want and early else None for grad, want in zip(grads, wants, strict=True)),
     )
     return loss, *grads
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, targets, ctx.ignore_index, ctx.reduction, *ctx.wants = inputs
-    kept = (hidden, weight, bias, targets) if ctx.reduction == "none" else output[1:]
-    ctx.save_for_backward(*kept)
+    ctx.early = _early(hidden, ctx.reduction)
+    ctx.save_for_backward(*(output[1:] if ctx.early else (hidden, weight, bias, targets)))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 9
-    if ctx.reduction == "none":
-        grads = _linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors, ctx.ignore_index, *ctx.wants)
-    else:
+    if ctx.early:
         grads = [grad * grad_loss for grad in ctx.saved_tensors]
+    else:
+        targets = ctx.saved_tensors[-1]
+        if ctx.reduction == "mean":
+            grad_loss = grad_loss / (targets != ctx.ignore_index).sum().clamp(min=1)
+        grad_losses = grad_loss.expand(targets.shape)
+        grads = _linear_cross_entropy_backward(grad_losses, *ctx.saved_tensors, ctx.ignore_index, *ctx.wants)
     wanted = (grad if want else None for grad, want in zip(grads, ctx.wants, strict=True))
     return (*wanted, *(None,) * 6)
 

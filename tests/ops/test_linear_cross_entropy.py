@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import pygpt
 from pygpt import ops, reference
 from tests.support import (
+    EMULATED,
     assert_accurate,
     assert_bits_hold,
     assert_same_bits,
@@ -147,6 +148,19 @@ def test_a_row_as_long_as_the_shared_memory_that_kernels_have_unasked(implementa
     peer = least_accurate(peers(generator, targets, tensors, "mean", grad.to(dtype)), exact)
     for mine, right, theirs in zip(ours, exact, peer, strict=True):
         assert_accurate(mine, right, theirs, f"{dtype}")
+
+
+@pytest.mark.skipif(EMULATED is None, reason="the CPU has no float16")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_float16s_gradients_are_rounded_when_the_loss_has_been_scaled(generator, reduction):
+    """As those of a loss for each row, which are computed when what they are multiplied with is known."""
+    tensors, targets = inputs(generator, [70], 32, 300, torch.float16)
+    scale = torch.tensor(65536.0)
+    _, *grads = run(ops.linear_cross_entropy, targets, tensors, reduction, scale)
+    each = scale / (targets != -100).sum() if reduction == "mean" else scale
+    _, *right = run(ops.linear_cross_entropy, targets, tensors, "none", each.expand(70).contiguous())
+    for mine, exact in zip(grads, right, strict=True):
+        assert_same_bits(mine, exact, reduction)
 
 
 def test_bits_do_not_depend_on_threads_mode_or_strides(implementation, generator):
