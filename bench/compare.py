@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import itertools
 import platform
 import statistics
@@ -153,6 +154,7 @@ def peak_arithmetic(dtype: torch.dtype) -> float:
     return gpu.peak_arithmetic(dtype) if gpu.in_use() else machine.peak_arithmetic(dtype)
 
 
+@functools.cache
 def memory_bandwidth() -> float:
     return gpu.memory_bandwidth() if gpu.in_use() else machine.memory_bandwidth()
 

@@ -12,9 +12,10 @@ own threads. They write after the same prompts in turn, round by round; a round 
 step is one token of each row of the batch, and its time the distance between two tokens as the caller meets them; the
 pass over the prompt is none. tok/s is all tokens over all time. `the model alone` is what stands without choosing
 tokens: they are given. Everything else samples, with top-k 40 and top-p 0.95. `of limit` is the time that reading the
-weights once a step would take at the rate that this machine reads memory, over the mean time of a step; the weights
-are as large as the contender keeps them. Memory is the peak of the process, with its libraries, the loading included.
-Nothing else should run on the machine.
+weights once a step would take at the rate that this machine reads memory, over the mean time of a step; the rate is
+measured in every round, since machines that share a host do not keep theirs; the weights are as large as the contender
+keeps them. Memory is the peak of the process, with its libraries, the loading included. Nothing else should run on the
+machine.
 """
 
 from __future__ import annotations
@@ -130,8 +131,10 @@ class Worker:
         return json.loads(line)
 
 
-def measure(arguments: argparse.Namespace, weights: Weights, config: GPTConfig) -> tuple[list[Result], list[str]]:
-    """Results, and who is missing."""
+def measure(
+    arguments: argparse.Namespace, weights: Weights, config: GPTConfig
+) -> tuple[list[Result], list[str], float]:
+    """Results, who is missing, and the rate of reading memory: the median of one measurement a round."""
     sizes = [config.vocab_size, config.context_length * config.embedding_dim]
     missing: list[str] = []
     workers: list[tuple[Worker, bool]] = []
@@ -140,23 +143,25 @@ def measure(arguments: argparse.Namespace, weights: Weights, config: GPTConfig) 
             workers.append((Worker(kind, weights, dtype, arguments, sizes), many_rows))
         except Missing as error:
             missing.append(f"{KINDS[kind].label}, {dtype}: {error}")
-    bandwidth = machine.memory_bandwidth()
     generator = torch.Generator().manual_seed(SEED)
-    results = []
+    measured: list[tuple[Worker, int, list[float], int]] = []
+    rates: list[float] = []
     for batch in arguments.batch:
         taking_part = [worker for worker, many_rows in workers if many_rows or batch == ONE_ROW]
         prompts = torch.randint(config.vocab_size, (batch, arguments.prompt), generator=generator).tolist()
         steps: dict[Worker, list[float]] = {worker: [] for worker in taking_part}
         memory: dict[Worker, int] = {}
         for number in range(arguments.rounds + 1):
+            rates.append(machine.memory_bandwidth(0.2))
             for worker in taking_part if number % 2 == 0 else reversed(taking_part):
                 seconds, memory[worker] = worker.decode(prompts)
                 if number:
                     steps[worker] += seconds
-        results += [result(worker, batch, steps[worker], memory[worker], bandwidth) for worker in taking_part]
+        measured += [(worker, batch, steps[worker], memory[worker]) for worker in taking_part]
     for worker, _ in workers:
         worker.close()
-    return results, missing
+    bandwidth = statistics.median(rates)
+    return [result(*each, bandwidth) for each in measured], missing, bandwidth
 
 
 def chosen(only: list[str]) -> Iterator[tuple[str, str, bool]]:
@@ -261,13 +266,16 @@ def main(argv: list[str] | None = None, config: GPTConfig | None = None) -> int:
             return 2
         config = model.config
         del model
-        results, missing = measure(arguments, Weights(source, made), config)
+        results, missing, bandwidth = measure(arguments, Weights(source, made), config)
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     console.print(results_table(results))
     for line in missing:
         console.print(f"missing: {line}", highlight=False, markup=False)
-    where = compare.setting()
+    where = compare.setting() | {
+        "bytes_per_second": bandwidth,
+        "bytes_measured_by": "reading a buffer of eight last-level caches, once a round; the median",
+    }
     console.print(compare.setting_text(where), highlight=False)
     if arguments.json:
         data: dict[str, Any] = {**where, "prompt": arguments.prompt, "tokens": arguments.tokens, "missing": missing}

@@ -92,15 +92,10 @@ def memory_bandwidth(seconds: float = 0.5) -> float:
     Args:
         seconds: how long to measure.
     """
-    return _memory_bandwidth(max(2**28, 8 * last_level_cache_bytes()), torch.get_num_threads(), seconds)
+    return float(C.measure_bandwidth(max(2**28, 8 * last_level_cache_bytes()), seconds))
 
 
-# The loops run on torch's number of threads; it is an argument here to be part of the cache's key.
+# The loop runs on torch's number of threads; it is an argument here to be part of the cache's key.
 @functools.cache
 def _peak_arithmetic(isa: str, dtype: str, threads: int, seconds: float) -> float:
     return float(C.measure_arithmetic(isa, dtype, seconds))
-
-
-@functools.cache
-def _memory_bandwidth(size: int, threads: int, seconds: float) -> float:
-    return float(C.measure_bandwidth(size, seconds))

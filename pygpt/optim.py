@@ -96,7 +96,7 @@ class AdamW(torch.optim.Optimizer):
             raise RuntimeError("AdamW: a step that is captured in a CUDA graph needs capturable=True")
         states = [self._state_of(param, capturable) for param in params]
         steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
+        counted = torch._foreach_add(steps, 1)
         lr = group["lr"]
         if capturable:  # fills, not copies from the host, which cannot be captured
             lr = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float32, device=device)
@@ -114,13 +114,14 @@ class AdamW(torch.optim.Optimizer):
             written["exp_avg"],
             written["exp_avg_sq"],
             [state.get("master") for state in states],
-            steps if capturable else [float(step) for step in steps],
+            counted if capturable else [float(step) for step in counted],
             lr=lr if capturable else float(lr),
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             grad_scale=grad_scale,
         )
+        torch._foreach_copy_(steps, counted)  # a step that is refused does not count
         for i, (param, state) in enumerate(zip(params, states, strict=True)):
             for name, original in (("param", param), *((name, state[name]) for name in _MOMENTS)):
                 if written[name][i] is not original:

@@ -259,3 +259,13 @@ def test_steps_are_counted_on_the_cpu(generator):
     for param in params:
         step = optimizer.state[param]["step"]
         assert (step.device.type, step.dtype, float(step)) == ("cpu", torch.float32, 4.0)
+
+
+@pytest.mark.cpu
+def test_a_step_that_is_refused_does_not_count() -> None:
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+    param.grad = torch.ones_like(param)
+    optimizer = pygpt.optim.AdamW([param])
+    with pytest.raises(ValueError, match="float16"):
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 0

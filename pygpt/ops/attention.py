@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pygpt.extension import C
 from pygpt.ops.dropout import seed_tensor
-from pygpt.ops.operation import Operation, accepts_numpy, autocast, contiguous, require_tensors
+from pygpt.ops.operation import Operation, accepts_numpy, autocast, contiguous, require_tensors, unit_stride
 
 Causal = Literal["bottom_right", "top_left"]
 
@@ -167,15 +167,10 @@ def _causal(causal: bool | Causal) -> Causal | None:
     return None if causal is False else causal
 
 
-def _unit_stride(x: Tensor) -> Tensor:
-    """The tensor itself if its last dimension has stride 1, which is all that the kernels need, else a copy."""
-    return x if x.dim() and x.stride(-1) == 1 else x.contiguous()
-
-
 def _kernel_problem(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Any, ...]:
     causal, scale, key_lengths, query_start, cu_seqlens, *others, seed = options
     integers = contiguous(key_lengths), contiguous(query_start), contiguous(cu_seqlens)
-    return _unit_stride(q), _unit_stride(k), _unit_stride(v), causal, scale, *integers, *others, contiguous(seed)
+    return unit_stride(q), unit_stride(k), unit_stride(v), causal, scale, *integers, *others, contiguous(seed)
 
 
 def _lse_like(q: Tensor) -> Tensor:
@@ -273,7 +268,7 @@ def _kernel_saved(*saved: Any) -> tuple[Any, ...]:
     *problem, grad_out, grad_lse, out, lse = saved
     return (
         *_kernel_problem(*problem),
-        _unit_stride(grad_out),
+        unit_stride(grad_out),
         None if grad_lse is None else contiguous(grad_lse),
         out,
         lse,

@@ -142,14 +142,25 @@ T = TypeVar("T", Tensor, Tensor | None)
 
 
 def contiguous(tensor: T) -> T:
-    """The tensor itself if it is contiguous, else a copy that is; what is no tensor goes on to the kernel's checks."""
-    if not isinstance(tensor, Tensor) or tensor.is_contiguous():
+    """The tensor itself if its memory is its values in order, else a copy whose is.
+
+    What is no tensor goes on to the kernel's checks. torch may keep a tensor's negative in its memory, such as that of
+    ``x.conj().imag``.
+    """
+    if not isinstance(tensor, Tensor) or (tensor.is_contiguous() and not tensor.is_neg()):
         return tensor
     if _recording.memory is None:
-        return tensor.contiguous()
+        return tensor.resolve_neg().contiguous()
     out = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     C.session_copy(tensor, out)
     return out
+
+
+def unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself if its memory is its values, with stride 1 in the last dimension, else a contiguous copy."""
+    if tensor.dim() and tensor.stride(-1) == 1 and not tensor.is_neg():
+        return tensor
+    return contiguous(tensor)
 
 
 def require_tensors(**arguments: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pygpt.extension import C
-from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors
+from pygpt.ops.operation import Operation, accepts_numpy, contiguous, require_tensors, unit_stride
 
 
 @accepts_numpy
@@ -41,8 +41,7 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, positions: Tensor, table: Tensor, back: bool) -> Tensor:
-    if x.dim() > 0 and x.stride(-1) != 1:
-        x = contiguous(x)
+    x = unit_stride(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     C.rotary_forward(x, contiguous(positions), contiguous(table), back, out)
     return out

@@ -106,7 +106,7 @@ def test_only_another_rival_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_limit_is_the_slower_of_arithmetic_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "peak_arithmetic", lambda dtype: 1e3)
-    monkeypatch.setattr(machine, "memory_bandwidth", lambda: 1e2)
+    monkeypatch.setattr(compare, "memory_bandwidth", lambda: 1e2)
     for work, limit, seconds in ((Work(2e3, 1), "arithmetic", 2.0), (Work(1, 100, 100), "memory", 5.0)):
         case = Case(
             None,

@@ -31,8 +31,17 @@ CALLS = {
 FUSED = {
     "add_layer_norm": lambda x: ops.add_layer_norm(x, W[:2], V)[0],
     "add_rms_norm": lambda x: ops.add_rms_norm(x, W[:2], V)[0],
+    "attention_packed": lambda x: ops.attention_packed(x.view(1, 2, 4, 1), 2, 1),
 }
 WITHOUT_GRADIENT = {"adamw", "grad_norm", "quantized_linear", "sample"}
+
+
+@pytest.mark.parametrize("name", [*CALLS, *FUSED])
+def test_a_tensor_whose_memory_is_its_negative(name: str) -> None:
+    x = torch.arange(8.0).view(2, 4) - 3
+    negative = torch._neg_view(x)
+    assert negative.is_neg() and negative.is_contiguous()
+    assert_same_bits((CALLS | FUSED)[name](negative), (CALLS | FUSED)[name](-x), name)
 
 
 def test_every_op_is_here() -> None:
