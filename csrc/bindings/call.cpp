@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <mutex>
+
 #include "bindings/build_facts.h"
 #include "cpu/thread_pool.h"
 #if defined(PYGPT_CUDA)
@@ -125,6 +127,10 @@ TensorView Call::add(const TensorView& tensor, bool written) {
 void Call::run_now(void (*op)(const void*), const void* f) {
 #if defined(PYGPT_CUDA)
     if (cuda_device_) {
+        // The emulated device knows what the kernels of one call may touch: calls of several threads take turns.
+        static std::recursive_mutex emulated_device;
+        std::unique_lock turn(emulated_device, std::defer_lock);
+        if (build_facts::emulated) without_gil([&] { turn.lock(); });
         TorchScratch scratch(*cuda_device_);
         const cuda::Execution execution{
             .device = *cuda_device_,
