@@ -15,13 +15,23 @@
 #include <vector>
 
 #include "cpu/thread_pool.h"
+#include "ops/adamw.h"
 #include "ops/add.h"
 #include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
+#include "ops/feed_forward.h"
+#include "ops/gated_product.h"
+#include "ops/grad_norm.h"
 #include "ops/implementation.h"
 #include "ops/layer_norm.h"
+#include "ops/linear.h"
+#include "ops/linear_cross_entropy.h"
+#include "ops/quantized_linear.h"
+#include "ops/rms_norm.h"
+#include "ops/rotary.h"
+#include "ops/sample.h"
 
 namespace {
 
@@ -119,6 +129,43 @@ Bytes joined(std::initializer_list<const Tensor*> results) {
 
 // ---- forward and backward of each op, on fixed random input ----
 
+Bytes adamw(DType dtype) {
+    std::vector<Tensor> param, grad, exp_avg, exp_avg_sq, master;
+    for (const std::int64_t size : {std::int64_t{30000}, std::int64_t{7}, std::int64_t{20001}}) {
+        const auto seed = static_cast<unsigned>(size);
+        param.push_back(normal(dtype, {size}, seed));
+        grad.push_back(normal(dtype, {size}, seed + 1));
+        exp_avg.push_back(normal(DType::float32, {size}, seed + 2));
+        exp_avg_sq.push_back(normal(DType::float32, {size}, seed + 3));
+        master.push_back(normal(DType::float32, {size}, seed + 4));
+        for (std::size_t i = 0; i < exp_avg_sq.back().elements(); ++i) exp_avg_sq.back().set(i, 0.5f);
+    }
+    std::vector<pygpt::adamw::Parameter> parameters;
+    for (std::size_t i = 0; i < param.size(); ++i) {
+        pygpt::adamw::Parameter& parameter = parameters.emplace_back();
+        parameter.param = param[i];
+        parameter.grad = grad[i];
+        parameter.exp_avg = exp_avg[i];
+        parameter.exp_avg_sq = exp_avg_sq[i];
+        if (dtype != DType::float32) parameter.master = master[i];
+        parameter.step = 3;
+    }
+    pygpt::adamw::step({.parameters = parameters,
+                        .lr = 0.1,
+                        .beta1 = 0.9,
+                        .beta2 = 0.99,
+                        .eps = 1e-8,
+                        .weight_decay = 0.1,
+                        .grad_scale = {},
+                        .rate = {}});
+    Bytes out;
+    for (std::size_t i = 0; i < param.size(); ++i) {
+        const Bytes each = joined({&param[i], &exp_avg[i], &exp_avg_sq[i], &master[i]});
+        out.insert(out.end(), each.begin(), each.end());
+    }
+    return out;
+}
+
 Bytes add(DType dtype) {
     constexpr std::int64_t repeats = 70, width = 1300;
     Tensor x = normal(dtype, {repeats, width}, 1), y = normal(dtype, {width}, 2);
@@ -169,6 +216,58 @@ Bytes embedding(DType dtype) {
     return joined({&out, &grad_table});
 }
 
+Bytes feed_forward(DType dtype) {
+    constexpr std::int64_t rows = 70, C = 40, hidden = 130, N = 50;
+    Tensor x = normal(dtype, {rows, C}, 1), w_in = normal(dtype, {hidden, C}, 2), b_in = normal(dtype, {hidden}, 3);
+    Tensor w_out = normal(dtype, {N, hidden}, 4), b_out = normal(dtype, {N}, 5), grad_out = normal(dtype, {rows, N}, 6);
+    Tensor out(dtype, {rows, N}), pre_activation(dtype, {rows, hidden}), grad_x(dtype, {rows, C});
+    Tensor grad_w_in(dtype, {hidden, C}), grad_b_in(dtype, {hidden});
+    Tensor grad_w_out(dtype, {N, hidden}), grad_b_out(dtype, {N});
+    const auto gelu = pygpt::Activation::gelu;
+    pygpt::feed_forward::Forward forward{};
+    forward.x = x;
+    forward.w_in = w_in;
+    forward.b_in = b_in;
+    forward.w_out = w_out;
+    forward.b_out = b_out;
+    forward.activation = gelu;
+    forward.out = out;
+    forward.pre_activation = pre_activation;
+    pygpt::feed_forward::forward(forward);
+    pygpt::feed_forward::Backward backward{};
+    backward.grad_out = grad_out;
+    backward.x = x;
+    backward.w_in = w_in;
+    backward.w_out = w_out;
+    backward.pre_activation = pre_activation;
+    backward.activation = gelu;
+    backward.grad_x = grad_x;
+    backward.grad_w_in = grad_w_in;
+    backward.grad_b_in = grad_b_in;
+    backward.grad_w_out = grad_w_out;
+    backward.grad_b_out = grad_b_out;
+    pygpt::feed_forward::backward(backward);
+    return joined({&out, &pre_activation, &grad_x, &grad_w_in, &grad_b_in, &grad_w_out, &grad_b_out});
+}
+
+Bytes gated_product(DType dtype) {
+    constexpr std::int64_t rows = 60, width = 900;
+    Tensor gate = normal(dtype, {rows, width}, 1), up = normal(dtype, {rows, width}, 2);
+    Tensor grad_out = normal(dtype, {rows, width}, 3), out(dtype, {rows, width});
+    Tensor grad_gate(dtype, {rows, width}), grad_up(dtype, {rows, width});
+    const auto silu = pygpt::gated_product::Gate::silu;
+    pygpt::gated_product::forward({.gate = gate, .up = up, .activation = silu, .out = out});
+    pygpt::gated_product::backward(
+        {.grad_out = grad_out, .gate = gate, .up = up, .activation = silu, .grad_gate = grad_gate, .grad_up = grad_up});
+    return joined({&out, &grad_gate, &grad_up});
+}
+
+Bytes grad_norm(DType dtype) {
+    Tensor large = normal(dtype, {300, 500}, 1), small = normal(dtype, {9}, 2), out(DType::float32, {});
+    pygpt::grad_norm::forward({.tensors = {large, small}, .out = out});
+    return joined({&out});
+}
+
 Bytes layer_norm(DType dtype) {
     constexpr std::int64_t rows = 500, width = 96;
     Tensor x = normal(dtype, {rows, width}, 1), residual = normal(dtype, {rows, width}, 2);
@@ -193,9 +292,134 @@ Bytes layer_norm(DType dtype) {
                                  .mean = mean,
                                  .rstd = rstd,
                                  .grad_x = grad_x,
+                                 .grad_narrow = {},
                                  .grad_weight = grad_weight,
                                  .grad_bias = grad_bias});
     return joined({&out, &sum, &mean, &rstd, &grad_x, &grad_weight, &grad_bias});
+}
+
+// Many rows, which are packed and tiled, and one, which is not.
+Bytes linear(DType dtype) {
+    constexpr std::int64_t K = 70, N = 200;
+    Tensor weight = normal(dtype, {N, K}, 2), bias = normal(dtype, {N}, 3);
+    Bytes all;
+    for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{150}}) {
+        Tensor x = normal(dtype, {rows, K}, 1), grad_out = normal(dtype, {rows, N}, 4), out(dtype, {rows, N});
+        Tensor grad_x(dtype, {rows, K}), grad_weight(dtype, {N, K}), grad_bias(dtype, {N});
+        pygpt::linear::Forward forward{};
+        forward.x = x;
+        forward.weight = weight;
+        forward.bias = bias;
+        forward.activation = pygpt::Activation::none;
+        forward.out = out;
+        pygpt::linear::forward(forward);
+        pygpt::linear::Backward backward{};
+        backward.grad_out = grad_out;
+        backward.x = x;
+        backward.weight = weight;
+        backward.activation = pygpt::Activation::none;
+        backward.grad_x = grad_x;
+        backward.grad_weight = grad_weight;
+        backward.grad_bias = grad_bias;
+        pygpt::linear::backward(backward);
+        const Bytes each = joined({&out, &grad_x, &grad_weight, &grad_bias});
+        all.insert(all.end(), each.begin(), each.end());
+    }
+    return all;
+}
+
+Bytes linear_cross_entropy(DType dtype) {
+    constexpr std::int64_t rows = 80, C = 40, V = 700;
+    Tensor hidden = normal(dtype, {rows, C}, 1), weight = normal(dtype, {V, C}, 2), bias = normal(dtype, {V}, 3);
+    Tensor targets = integers({rows}, V, 4), loss(DType::float32, {});
+    Tensor grad_hidden(dtype, {rows, C}), grad_weight(dtype, {V, C}), grad_bias(dtype, {V});
+    pygpt::linear_cross_entropy::Forward forward{};
+    forward.hidden = hidden;
+    forward.weight = weight;
+    forward.bias = bias;
+    forward.targets = targets;
+    forward.ignore_index = 7;
+    forward.reduction = pygpt::cross_entropy::Reduction::mean;
+    forward.loss = loss;
+    forward.grad_hidden = grad_hidden;
+    forward.grad_weight = grad_weight;
+    forward.grad_bias = grad_bias;
+    pygpt::linear_cross_entropy::forward(forward);
+    return joined({&loss, &grad_hidden, &grad_weight, &grad_bias});
+}
+
+// One row and several, with weights in 8 and in 4 bits.
+Bytes quantized_linear(DType dtype) {
+    constexpr std::int64_t K = 96, N = 300;
+    Bytes all;
+    for (const auto scheme : {pygpt::quantized_linear::Scheme::int8, pygpt::quantized_linear::Scheme::int4}) {
+        const std::int64_t bytes = pygpt::quantized_linear::packed_bytes(N, K, scheme);
+        Tensor packed(DType::uint8, {bytes});
+        // Small positive numbers, read as whole numbers or as scales of either width.
+        for (std::int64_t i = 0; i < bytes; ++i) packed.set(static_cast<std::size_t>(i), std::uint8_t(0x20 + i % 7));
+        for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{40}}) {
+            Tensor x = normal(dtype, {rows, K}, 1), out(dtype, {rows, N});
+            pygpt::quantized_linear::Forward forward{};
+            forward.x = x;
+            forward.weight = packed;
+            forward.scheme = scheme;
+            forward.activation = pygpt::Activation::none;
+            forward.out = out;
+            pygpt::quantized_linear::forward(forward);
+            const Bytes each = joined({&out});
+            all.insert(all.end(), each.begin(), each.end());
+        }
+    }
+    return all;
+}
+
+Bytes rms_norm(DType dtype) {
+    constexpr std::int64_t rows = 500, width = 96;
+    Tensor x = normal(dtype, {rows, width}, 1), weight = normal(dtype, {width}, 2);
+    Tensor grad_out = normal(dtype, {rows, width}, 3), out(dtype, {rows, width}), rstd(DType::float32, {rows});
+    Tensor grad_x(dtype, {rows, width}), grad_weight(dtype, {width});
+    pygpt::rms_norm::Forward forward{};
+    forward.x = x;
+    forward.weight = weight;
+    forward.eps = 1e-5;
+    forward.out = out;
+    forward.rstd = rstd;
+    pygpt::rms_norm::forward(forward);
+    pygpt::rms_norm::Backward backward{};
+    backward.grad_out = grad_out;
+    backward.x = x;
+    backward.weight = weight;
+    backward.rstd = rstd;
+    backward.grad_x = grad_x;
+    backward.grad_weight = grad_weight;
+    pygpt::rms_norm::backward(backward);
+    return joined({&out, &rstd, &grad_x, &grad_weight});
+}
+
+Bytes rotary(DType dtype) {
+    Tensor x = normal(dtype, {3, 50, 6, 32}, 1), positions = integers({3, 50}, 64, 2);
+    Tensor table = normal(DType::float32, {64, 32}, 3), out(dtype, {3, 50, 6, 32});
+    pygpt::rotary::forward({.x = x, .positions = positions, .table = table, .back = false, .out = out});
+    return joined({&out});
+}
+
+Bytes sample(DType) {
+    constexpr std::int64_t rows = 9, vocabulary = 5000;
+    Tensor logits = normal(DType::float32, {rows, vocabulary}, 1), seeds = integers({rows}, 1000, 2);
+    Tensor positions = integers({rows}, 1000, 3), tokens(DType::int64, {rows}), logprobs(DType::float32, {rows});
+    pygpt::sample::Forward forward{};
+    forward.logits = logits;
+    forward.temperature = 0.8;
+    forward.top_k = 50;
+    forward.top_p = 0.9;
+    forward.seeds = seeds;
+    forward.positions = positions;
+    forward.tokens = tokens;
+    forward.logprobs = logprobs;
+    pygpt::sample::forward(forward);
+    Bytes out = joined({&logprobs});
+    out.insert(out.end(), tokens.bytes().begin(), tokens.bytes().end());
+    return out;
 }
 
 // All four kernels of attention. The bias of shape (H, 1, S) is shared by rows and queries.
@@ -218,7 +442,7 @@ Bytes attend(DType dtype, std::int64_t B, std::int64_t T, TensorView* cu_seqlens
         problem.seed = seed;
     }
     Tensor out(dtype, {B, T, H, D}), lse(DType::float32, {B, H, T}), weights(dtype, {B, H, T, T});
-    pygpt::attention::forward({problem, out, lse});
+    pygpt::attention::forward({problem, out, lse, false});
     pygpt::attention::weights({problem, lse, weights});
     Tensor grad_out = normal(dtype, {B, T, H, D}, 6);
     Tensor grad_q(dtype, {B, T, H, D}), grad_k(dtype, {B, T, G, D}), grad_v(dtype, {B, T, G, D});
@@ -243,8 +467,24 @@ struct Case {
     const char* op;
     std::function<Bytes(DType)> run;
 };
-const Case cases[] = {{"add", add},         {"attention", attention}, {"cross_entropy", cross_entropy},
-                      {"dropout", dropout}, {"embedding", embedding}, {"layer_norm", layer_norm}};
+const Case cases[] = {
+    {"adamw", adamw},
+    {"add", add},
+    {"attention", attention},
+    {"cross_entropy", cross_entropy},
+    {"dropout", dropout},
+    {"embedding", embedding},
+    {"feed_forward", feed_forward},
+    {"gated_product", gated_product},
+    {"grad_norm", grad_norm},
+    {"layer_norm", layer_norm},
+    {"linear", linear},
+    {"linear_cross_entropy", linear_cross_entropy},
+    {"quantized_linear", quantized_linear},
+    {"rms_norm", rms_norm},
+    {"rotary", rotary},
+    {"sample", sample},
+};
 
 void check(const std::string& what, const std::function<Bytes()>& run) {
     pygpt::cpu::set_threads(1);
