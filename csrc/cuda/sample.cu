@@ -81,7 +81,8 @@ struct Row {
     __device__ Key last_key(float logit) const { return key(logit, (Key{1} << id_bits) - 1); }
 
     __device__ Measure weight(float logit) const {
-        return __float2ull_rn(expf((logit - largest) * per_temperature) * weight_unit);
+        // Finite, also between the ends of the range, since per_temperature may be 0.
+        return __float2ull_rn(expf(fmaxf(logit - largest, -FLT_MAX) * per_temperature) * weight_unit);
     }
 };
 

@@ -367,6 +367,17 @@ def test_small_products_after_a_large_one_are_not_lost(implementation, inputs):
     assert 0 <= lost <= (32 if inputs <= 256 else 128) * 2.0**-25 + torch.finfo(torch.float32).eps
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+def test_activations_far_from_zero_are_straight(implementation, activation):
+    far = torch.tensor([[1e2, 1e4, 1e13, 1e19, 1e30]])
+    for sign, slope in ((1, 1.0), (-1, 0.0)):
+        (out,), (grad_x,) = gradients(
+            lambda x: ops.linear(x, torch.eye(5), activation=activation), [sign * far], [torch.ones(1, 5)]
+        )
+        assert_same_bits(out.abs(), slope * far, "values")
+        assert (grad_x == slope).all(), grad_x
+
+
 def test_nan_stays_in_its_row(implementation, generator):
     for dtype in dtypes_of(implementation):
         x, weight = normal(generator, 20, 9, dtype=dtype), normal(generator, 33, 9, dtype=dtype)

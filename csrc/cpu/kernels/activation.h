@@ -98,8 +98,9 @@ Activated<T> activate_with_slope(Activation activation, Vec<T> x) {
         }
         case Activation::gelu_tanh: {
             const auto [value, slope] = gelu_tanh_gate(x);
-            const Vec<T> inner = fma(x * x, c(3 * 0.044715 * gelu_tanh_scale), c(gelu_tanh_scale));
-            return {x * value, fma(x * inner, slope, value)};
+            const Vec<T> near = max(c(-64), min(c(64), x));  // beyond, the slope is 0 and x · inner might overflow
+            const Vec<T> inner = fma(near * near, c(3 * 0.044715 * gelu_tanh_scale), c(gelu_tanh_scale));
+            return {x * value, fma(near * inner, slope, value)};
         }
         case Activation::relu:
             return {max(Vec<T>::zero(), x), select_less(Vec<T>::zero(), x, c(1), Vec<T>::zero())};
