@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -393,13 +394,17 @@ def _penalise(logits: Tensor, history: Tensor, penalty: float) -> Tensor:
 
 
 def _seeds(seed: int | Sequence[int] | Tensor, rows: int, device: torch.device) -> Tensor:
-    if isinstance(seed, int):
+    if isinstance(seed, numbers.Integral):  # NumPy's are none of int
+        seed = int(seed)
         if not -(2**63) <= seed <= 2**63 - max(rows, 1):
             raise ValueError(f"seed must fit in 64 bits, as must seed + {rows} rows, but is {seed}")
         return seed + torch.arange(rows, device=device)
     if not isinstance(seed, Sequence | Tensor):
         raise TypeError(f"seed must be an int, or one for each row, not {seed!r}")
-    seeds = torch.as_tensor(seed, device=device)
+    try:
+        seeds = torch.as_tensor(seed, device=device)
+    except ValueError as error:  # torch's for an int that is too large
+        raise ValueError(f"seed must fit in 64 bits, but is {seed!r}") from error
     if seeds.dtype != torch.int64 or seeds.shape != (rows,):
         raise ValueError(
             f"seed must be an int, or int64 with one for each of the {rows} rows, "

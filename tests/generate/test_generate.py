@@ -276,6 +276,7 @@ PROMPT = torch.zeros(2, 3, dtype=torch.int64)
         ({"repetition_penalty": 0.0}, ValueError, "repetition_penalty must be more than 0"),
         ({"num_samples": 0}, ValueError, "num_samples must be an integer of at least 1"),
         ({"seed": [1]}, ValueError, "seed must be an int, or int64 with one for each of the 2 rows"),
+        ({"seed": [2**63, 1]}, ValueError, "seed must fit in 64 bits, but is"),
         ({"seed": None}, TypeError, "seed must be an int, or one for each row, not None"),
         ({"seed": 2**63 - 1}, ValueError, "seed must fit in 64 bits"),
         ({"prompt_lengths": [3]}, ValueError, r"prompt_lengths must be int64 of shape \(2,\)"),
