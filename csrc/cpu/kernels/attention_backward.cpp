@@ -120,7 +120,7 @@ struct GradientRows {
             if (scores.drops()) scores.dropout(head, first_row + row + r, base, factors);
             const V delta_v = V::broadcast(delta[row + r]);
             for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-                const V weight = lse[row + r].weight(V::load(x + j));
+                const V weight = lse[row + r].weight(V::load(x + j), scores.unit());
                 V grad = V::load(g + j);
                 V kept = weight;
                 if (scores.drops()) {

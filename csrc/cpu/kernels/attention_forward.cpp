@@ -21,9 +21,10 @@ namespace {
 
 constexpr std::int64_t largest_block = 8 * row_tile;  // of rows: half of them take a tenth longer, to pack keys
 constexpr std::int64_t tasks_per_thread = 4;
+constexpr int rows_at_once = 4 * group_rows;  // in a step: while one row's instructions wait, others' go on
 
 template <class Number>
-constexpr std::int64_t group_lanes = ceil_div(group_rows, Vec<Number>::lanes) * Vec<Number>::lanes;
+constexpr std::int64_t padded_rows = ceil_div(rows_at_once, Vec<Number>::lanes) * Vec<Number>::lanes;
 
 // A block's memory in the cache.
 template <class Storage>
@@ -36,12 +37,12 @@ struct Block {
     T* q;                // (rows, D)
     T* k;                // (D, key_tile)
     T* v;                // (key_tile, width)
-    Number* scores;      // (group_rows, key_tile), then p
-    T* weights;          // p as factors, where they are pairs
+    Number* scores;      // (rows_at_once, key_tile)
+    T* weights;          // p as factors: (rows_at_once, key_tile), of pairs in half of each row
     Number* out;         // (rows, width)
     Number* maximum;     // (rows,) in units of log 2
     Number* sum;         // (rows, lanes)
-    Number* rescale;     // (group_rows,) in whole vectors
+    Number* rescale;     // (rows_at_once,) in whole vectors
     Span* keys;          // (rows,)
 
     Block(Divider& memory, std::int64_t rows, std::int64_t D)
@@ -50,12 +51,12 @@ struct Block {
           q(memory.take<T>(rows * steps)),
           k(memory.take<T>(steps * key_tile)),
           v(memory.take<T>(steps_of<Storage>(key_tile) * width)),
-          scores(memory.take<Number>(group_rows * key_tile)),
-          weights(memory.take<T>(group_rows * key_tile)),
+          scores(memory.take<Number>(rows_at_once * key_tile)),
+          weights(memory.take<T>(rows_at_once * key_tile)),
           out(memory.take<Number>(rows * width)),
           maximum(memory.take<Number>(rows)),
           sum(memory.take<Number>(rows * Vec<Number>::lanes)),
-          rescale(memory.take<Number>(group_lanes<Number>)),
+          rescale(memory.take<Number>(padded_rows<Number>)),
           keys(memory.take<Span>(rows)) {}
 
     void load_query(const Storage* from, std::int64_t row, std::int64_t D) const {
@@ -73,6 +74,7 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
                   std::int64_t first_row, std::int64_t rows) {
     using Number = compute_t<Storage>;
     using V = Vec<Number>;
+    using T = factor_t<Storage>;
     const Problem& p = a.problem;
     const std::int64_t D = p.D;
     Divider count;
@@ -96,51 +98,51 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
     for (std::int64_t base = origin + first_tile * key_tile; base < all.end; base += key_tile) {
         pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
         pack_key_factors(head, p.v, base, in_tile(all, base), block.v, block.width);
-        for (std::int64_t row = 0; row < rows; row += group_rows) {
-            prefetch_keys(head, base + key_tile, all.end, row / group_rows, ceil_div(rows, group_rows));
-            const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
+        for (std::int64_t row = 0; row < rows; row += rows_at_once) {
+            prefetch_keys(head, base + key_tile, all.end, row / rows_at_once, ceil_div(rows, rows_at_once));
+            const std::int64_t group = std::min<std::int64_t>(rows_at_once, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
             block.multiply_keys(row, group, span);
-            // Step by step for all rows of the group: the rows' chains of dependent instructions run side by side.
-            V most[group_rows];
+            V most[rows_at_once];
             for (std::int64_t r = 0; r < group; ++r) {
                 most[r] = scores.finish(head, first_row + row + r, block.keys[row + r], base, span,
                                         block.scores + r * key_tile, nullptr);
             }
-            Number from[group_rows];
-            Number grown[group_lanes<Number>] = {};
+            Number from[rows_at_once];
+            Number grown[padded_rows<Number>] = {};
             for (std::int64_t r = 0; r < group; ++r) {
                 const Number before = block.maximum[row + r];
-                const Number now = std::max(before, reduce_max(most[r]));
+                const Number now = std::max(before, reduce_max(most[r]) * scores.unit());
                 from[r] = now == -infinity<Number> ? Number(0) : now;
                 grown[r] = before - from[r];
                 block.maximum[row + r] = now;
             }
-            for (std::int64_t r = 0; r < group_lanes<Number>; r += V::lanes)
-                exp2(V::load(grown + r)).store(block.rescale + r);
+            for (std::int64_t r = 0; r < padded_rows<Number>; r += V::lanes)
+                exp2_at_most_one(V::load(grown + r)).store(block.rescale + r);
+            const V unit = V::broadcast(scores.unit());
             for (std::int64_t r = 0; r < group; ++r) {
-                Number* x = block.scores + r * key_tile;
-                const V shift = V::broadcast(from[r]);
+                const Number* x = block.scores + r * key_tile;
+                const V shift = V::broadcast(-from[r]);
                 V sum = V::load(block.sum + (row + r) * V::lanes) * V::broadcast(block.rescale[r]);
-                each_vector_of<V>(span, [&](std::int64_t j) {
-                    const V weight = exp2(V::load(x + j) - shift);
-                    weight.store(x + j);
-                    sum = sum + weight;
-                });
-                sum.store(block.sum + (row + r) * V::lanes);
+                const auto weight = [&](std::int64_t j) __attribute__((always_inline)) {
+                    const V power = exp2_at_most_one(fma(V::load(x + j), unit, shift));
+                    sum = sum + power;
+                    return power;
+                };
                 if (scores.drops()) {
                     Number factors[key_tile];
                     scores.dropout(head, first_row + row + r, base, factors);
-                    for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-                        (V::load(x + j) * V::load(factors + j)).store(x + j);
-                    }
+                    store_over_keys(span, block.weights + r * key_tile,
+                                    [&](std::int64_t j)
+                                        __attribute__((always_inline)) { return weight(j) * V::load(factors + j); });
+                } else {
+                    store_over_keys(span, block.weights + r * key_tile, weight);
                 }
+                sum.store(block.sum + (row + r) * V::lanes);
             }
-            using T = factor_t<Storage>;
             multiply<To::rescale>(group, block.width / V::lanes, steps_of<Storage>(span),
-                                  Left<T>{over_keys<Storage>(block.scores, group, span, block.weights), key_tile, 1},
-                                  Right<T>{block.v, block.width},
+                                  Left<T>{block.weights, key_tile, 1}, Right<T>{block.v, block.width},
                                   Out<Number>{block.out + row * block.width, block.width}, block.rescale);
         }
     }
@@ -148,6 +150,7 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
     for (std::int64_t row = 0; row < rows; ++row) {
         const Number sum = reduce_add(V::load(block.sum + row * V::lanes));
         const V inverse = V::broadcast(sum == 0 ? Number(0) : Number(1) / sum);
+        if (row + rows_ahead < rows) prefetch_row<Use::write>(head.row_of(a.out, first_row + row + rows_ahead), D);
         Storage* out = head.row_of(a.out, first_row + row);
         for (std::int64_t i = 0; i < D; i += V::lanes) {
             // + 0, so that a sum of nothing but underflows is +0, with hidden keys between them or without.
@@ -184,8 +187,8 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
     const std::int64_t first_tile = all.empty() ? 0 : (all.begin - origin) / key_tile;
     for (std::int64_t base = origin + first_tile * key_tile; base < all.end; base += key_tile) {
         pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
-        for (std::int64_t row = 0; row < rows; row += group_rows) {
-            const std::int64_t group = std::min<std::int64_t>(group_rows, rows - row);
+        for (std::int64_t row = 0; row < rows; row += rows_at_once) {
+            const std::int64_t group = std::min<std::int64_t>(rows_at_once, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
             block.multiply_keys(row, group, span);
@@ -195,7 +198,8 @@ void weights_rows(const attention::Weights& a, const Scores<Storage>& scores, co
                 const Lse<Number> lse(*head.template row_of_transposed<Number>(a.lse, first_row + row + r));
                 Storage* out = head.template row_of_transposed<Storage>(a.weights, first_row + row + r) + base;
                 for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-                    lse.weight(V::load(x + j)).store(out + j, std::clamp<std::int64_t>(p.S - base - j, 0, V::lanes));
+                    lse.weight(V::load(x + j), scores.unit())
+                        .store(out + j, std::clamp<std::int64_t>(p.S - base - j, 0, V::lanes));
                 }
             }
         }

@@ -273,19 +273,21 @@ struct Head {
     }
 };
 
-// Fetches a row that will be read soon. Rows of one head lie far apart, so the processor does not foresee them.
-template <class Storage>
-void prefetch_row(const Storage* row, std::int64_t width) {
+// Fetches a row into L2, that will be read or written soon. Rows of one head lie far apart, so the processor does not
+// foresee them. (Inlined: GCC drops calls of functions that do nothing but prefetch, as having no effect.)
+enum class Use { read, write };
+template <Use use = Use::read, class Storage>
+[[gnu::always_inline]] inline void prefetch_row(const Storage* row, std::int64_t width) {
     for (std::int64_t i = 0; i < width; i += line_bytes / static_cast<std::int64_t>(sizeof(Storage))) {
-        __builtin_prefetch(row + i);
+        __builtin_prefetch(row + i, use == Use::write, 2);
     }
 }
 constexpr std::int64_t rows_ahead = 8;  // where rows are read one after the other
 
 // Part `index` of `parts` of the keys from `base` in one key tile, of k and v: between the parts something is computed.
 template <class Storage>
-void prefetch_keys(const Head<Storage>& head, std::int64_t base, std::int64_t end, std::int64_t index,
-                   std::int64_t parts) {
+[[gnu::always_inline]] inline void prefetch_keys(const Head<Storage>& head, std::int64_t base, std::int64_t end,
+                                                 std::int64_t index, std::int64_t parts) {
     const std::int64_t count = ceil_div(key_tile, parts);
     const std::int64_t first = base + index * count;
     for (std::int64_t key = first; key < std::min({first + count, base + key_tile, end}); ++key) {
@@ -370,6 +372,11 @@ void pack_key_factors(const Head<Storage>& head, const TensorView& tensor, std::
                       compute_t<Storage>* out, std::int64_t stride) {
     pack_keys(head, tensor, base, seen, out, stride);
 }
+// A row of left factors of a product over the keys of the span: weight(j), in order, for its vectors.
+template <class Number, class Weight>
+[[gnu::always_inline]] inline void store_over_keys(Span span, Number* out, const Weight& weight) {
+    each_vector_of<Vec<Number>>(span, [&](std::int64_t j) { weight(j).store(out + j); });
+}
 // Rows of (row_tile, key_tile), as they are computed, as the left factor of a product over the keys of the span: they
 // themselves, or, in `room` for as many rows, pairs in as many columns.
 template <class Storage, class Number>
@@ -428,8 +435,26 @@ inline void pack_key_factors(const Head<bfloat16>& head, const TensorView& tenso
     pair_rows(packed.size(), row, head.p.D, out + packed.begin / 2 * stride, stride);
 }
 // Two vectors rounded, those of `first` in the lower half. Denormal numbers become zero, which they are to the product.
-inline __m512i rounded_halves(const float* first, const float* last) {
-    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(last), _mm512_loadu_ps(first)));
+inline __m512i rounded_halves(Vec<float> first, Vec<float> last) {
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(last.v, first.v));
+}
+template <class Weight>
+[[gnu::always_inline]] inline void store_over_keys(Span span, Bfloat16Pair* out, const Weight& weight) {
+    const auto store = [&](std::int64_t j, Vec<float> first, Vec<float> last) {
+        _mm512_storeu_si512(out + j / 2, rounded_halves(first, last));
+    };
+    if (span.size() == key_tile) {
+#pragma GCC unroll 2
+        for (std::int64_t j = 0; j < key_tile; j += 32) {
+            const Vec<float> first = weight(j);
+            store(j, first, weight(j + 16));
+        }
+    } else {  // whole pairs of vectors: what lies beside the span in the tile is not read by the product
+        for (std::int64_t j = span.begin / 32 * 32; j < span.end; j += 32) {
+            const Vec<float> first = j < span.begin ? Vec<float>::zero() : weight(j);
+            store(j, first, j + 16 < span.end ? weight(j + 16) : Vec<float>::zero());
+        }
+    }
 }
 template <class Storage>
 const Bfloat16Pair* over_keys(const float* rows, std::int64_t count, Span span, Bfloat16Pair* room) {
@@ -438,7 +463,7 @@ const Bfloat16Pair* over_keys(const float* rows, std::int64_t count, Span span, 
         auto* to = reinterpret_cast<bfloat16*>(room + row * key_tile);
         // Whole pairs of vectors: what lies beside the span in the tile is not read by the product.
         for (std::int64_t j = span.begin / 32 * 32; j < span.end; j += 32) {
-            _mm512_storeu_si512(to + j, rounded_halves(from + j, from + j + 16));
+            _mm512_storeu_si512(to + j, rounded_halves(Vec<float>::load(from + j), Vec<float>::load(from + j + 16)));
         }
     }
     return room;
@@ -447,13 +472,13 @@ template <class Storage>
 const Bfloat16Pair* over_rows(const float* tile, Span rows, Span span, Bfloat16Pair* room) {
     const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    alignas(64) static constexpr float zeros[16] = {};
     for (std::int64_t row = rows.begin; row < rows.end; row += 2) {
         const float* from = tile + row * key_tile;
         Bfloat16Pair* to = room + row / 2 * key_tile;
         for (std::int64_t j = span.begin; j < span.end; j += 16) {
-            const float* last = row + 1 < rows.end ? from + key_tile + j : zeros;
-            _mm512_storeu_si512(to + j, _mm512_permutexvar_epi16(pairs, rounded_halves(from + j, last)));
+            const Vec<float> last = row + 1 < rows.end ? Vec<float>::load(from + key_tile + j) : Vec<float>::zero();
+            const __m512i halves = rounded_halves(Vec<float>::load(from + j), last);
+            _mm512_storeu_si512(to + j, _mm512_permutexvar_epi16(pairs, halves));
         }
     }
     return room;
@@ -512,44 +537,26 @@ class Scores {
         : p_(p),
           scale_(static_cast<Number>(p.scale)),
           scale_log2_(static_cast<Number>(p.scale * 1.442695040888963407)),
+          late_(!p.softcap && !p.bias && scale_log2_ > 0 && scale_log2_ < infinity<Number>),
           cap_(static_cast<Number>(p.softcap.value_or(0))),
           drop_below_(philox::drop_below(p.dropout < 1 ? p.dropout : 0)),
           kept_(p.dropout < 1 ? static_cast<Number>(1 / (1 - p.dropout)) : Number(0)) {}
 
-    // Turns products of a row with the keys base + span into scores, in units of log 2, hidden ones -inf. Gives, lane
+    // What a finished score must be multiplied by to be in units of log 2: where nothing comes between a product and
+    // its weight but a positive scale, that is left to a multiply-add in which the maximum is subtracted as well.
+    Number unit() const { return late_ ? scale_log2_ : Number(1); }
+
+    // Turns products of a row with the keys base + span into scores, but for unit(); hidden ones are -inf. Gives, lane
     // by lane, their maximum. With a softcap, `slope` gets the derivative of the capped score by the uncapped one.
-    V finish(const Head<Storage>& head, std::int64_t row, Span keys, std::int64_t base, Span span, Number* scores,
-             Number* slope) const {
-        V most = V::broadcast(-infinity<Number>);
+    [[gnu::always_inline]] V finish(const Head<Storage>& head, std::int64_t row, Span keys, std::int64_t base,
+                                    Span span, Number* scores, Number* slope) const {
         const Span seen = in_tile(keys, base);
-        if (!p_.softcap && !p_.bias && !p_.mask && seen.begin <= span.begin && seen.end >= span.end) {
-            const V scale = V::broadcast(scale_log2_);
-            each_vector_of<V>(span, [&](std::int64_t j) {
-                const V x = V::load(scores + j) * scale;
-                x.store(scores + j);
-                most = max(most, x);
-            });
+        if (late_ && !p_.mask && seen.begin <= span.begin && seen.end >= span.end) {
+            V most = V::broadcast(-infinity<Number>);
+            each_vector_of<V>(span, [&](std::int64_t j) { most = max(most, V::load(scores + j)); });
             return most;
         }
-        const V hidden = V::broadcast(-infinity<Number>);
-        for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
-            const std::int64_t count = std::clamp<std::int64_t>(seen.end - j, 0, V::lanes);  // no memory beyond these
-            V x = V::load(scores + j);
-            if (p_.softcap) {
-                const V t = tanh(x * V::broadcast(scale_ / cap_));
-                if (slope) (V::broadcast(1) - t * t).store(slope + j);
-                x = t * V::broadcast(cap_ * log2_e<Number>);
-            } else {
-                x = x * V::broadcast(scale_log2_);
-            }
-            if (p_.bias) x = fma(bias(head, row, base + j, count), V::broadcast(log2_e<Number>), x);
-            if (p_.mask) x = select_less(V::zero(), mask(head, row, base + j, count), x, hidden);
-            x = select_first(count, x, hidden);
-            x = select_first(seen.begin - j, hidden, x);
-            x.store(scores + j);
-            most = max(most, x);
-        }
-        return most;
+        return finish_each(head, row, seen, base, span, scores, slope);
     }
 
     bool drops() const { return p_.dropout > 0; }
@@ -576,6 +583,30 @@ class Scores {
     }
 
   private:
+    V finish_each(const Head<Storage>& head, std::int64_t row, Span seen, std::int64_t base, Span span, Number* scores,
+                  Number* slope) const {
+        V most = V::broadcast(-infinity<Number>);
+        const V hidden = V::broadcast(-infinity<Number>);
+        for (std::int64_t j = span.begin; j < span.end; j += V::lanes) {
+            const std::int64_t count = std::clamp<std::int64_t>(seen.end - j, 0, V::lanes);  // no memory beyond these
+            V x = V::load(scores + j);
+            if (p_.softcap) {
+                const V t = tanh(x * V::broadcast(scale_ / cap_));
+                if (slope) (V::broadcast(1) - t * t).store(slope + j);
+                x = t * V::broadcast(cap_ * log2_e<Number>);
+            } else if (!late_) {
+                x = x * V::broadcast(scale_log2_);
+            }
+            if (p_.bias) x = fma(bias(head, row, base + j, count), V::broadcast(log2_e<Number>), x);
+            if (p_.mask) x = select_less(V::zero(), mask(head, row, base + j, count), x, hidden);
+            x = select_first(count, x, hidden);
+            x = select_first(seen.begin - j, hidden, x);
+            x.store(scores + j);
+            most = max(most, x);
+        }
+        return most;
+    }
+
     V bias(const Head<Storage>& head, std::int64_t row, std::int64_t key, std::int64_t count) const {
         const V value = p_.bias->dtype == DType::float32 ? bias_as<const float>(head, row, key, count)
                                                          : bias_as<const Storage>(head, row, key, count);
@@ -601,7 +632,9 @@ class Scores {
     }
 
     const Problem& p_;
-    Number scale_, scale_log2_, cap_;
+    Number scale_, scale_log2_;
+    bool late_;
+    Number cap_;
     std::uint32_t drop_below_;
     Number kept_;
 };
@@ -618,9 +651,9 @@ struct Lse {
     }
     // At most 1: of large scores (a row of nothing but -1e30, say) what was saved is rounded by more than exp2 could
     // bear.
-    Vec<Number> weight(Vec<Number> score) const {
+    Vec<Number> weight(Vec<Number> score, Number unit) const {
         using V = Vec<Number>;
-        return exp2(min(V::zero(), (score - V::broadcast(high)) - V::broadcast(low)));
+        return exp2_at_most_one(fma(score, V::broadcast(unit), V::broadcast(-high)) - V::broadcast(low));
     }
 };
 

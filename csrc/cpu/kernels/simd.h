@@ -181,8 +181,8 @@ Vec<T> exp(Vec<T> x) {
     return {std::exp(x.v)};
 }
 template <class T>
-Vec<T> exp2(Vec<T> x) {
-    return {std::exp2(x.v)};
+Vec<T> exp2_at_most_one(Vec<T> x) {  // 2^x, 1 for x > 0
+    return {std::exp2(x.v > 0 ? T(0) : x.v)};
 }
 template <class T>
 Vec<T> tanh(Vec<T> x) {
@@ -393,11 +393,11 @@ inline Float exp(Float x) {
     return times_power_of_two(fma(q * r, r, r) + c(1.0f), n);
 }
 
-// 2^x with a relative error of 8e-8, exact at 0: x = n + f, 2^f by a polynomial fitted to |f| <= 1/2 (error 2e-9).
-// Ends of the range as for exp.
-inline Float exp2(Float x) {
+// 2^x for x <= 0 with a relative error of 8e-8, exact at 0: x = n + f, 2^f by a polynomial fitted to |f| <= 1/2 (error
+// 2e-9); 1 for x > 0. The lower end of the range is as for exp.
+inline Float exp2_at_most_one(Float x) {
     const auto c = [](float value) { return Float::broadcast(value); };
-    x = max(c(-160.0f), min(c(129.0f), x));
+    x = max(c(-160.0f), min(c(0.0f), x));
     const Float n = round_to_integer(x);
     const Float f = x - n;
     Float q = fma(c(1.5353359e-4f), f, c(1.3398875e-3f));
