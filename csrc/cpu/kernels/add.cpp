@@ -9,10 +9,11 @@
 namespace pygpt::cpu {
 namespace {
 
-constexpr std::int64_t elements_per_task = 8192;
+constexpr std::int64_t wanted_tasks = 64;
+constexpr std::int64_t least_elements = 8192;  // of a task
+constexpr std::int64_t most_elements = 65536;
 constexpr std::int64_t least_columns = 256;  // of a task: long runs of a row stream faster, but all threads need tasks
 constexpr std::int64_t most_columns = 4096;
-constexpr std::int64_t wanted_tasks = 64;
 
 }  // namespace
 
@@ -21,12 +22,13 @@ void add_forward<this_isa>(const add::Forward& a) {
     with_storage(a.x.dtype, [&](auto storage) {
         using Storage = decltype(storage);
         using V = Vec<compute_t<Storage>>;
-        const std::int64_t runs = (a.width + elements_per_task - 1) / elements_per_task;  // of a part
+        const std::int64_t run = std::clamp(a.width * a.repeats / wanted_tasks, least_elements, most_elements);
+        const std::int64_t runs = (a.width + run - 1) / run;  // of a part
         // Parts smaller than a run share a task, so that a narrow y costs no task a row.
-        const std::int64_t parts = std::max<std::int64_t>(1, elements_per_task / std::max<std::int64_t>(1, a.width));
+        const std::int64_t parts = std::max<std::int64_t>(1, run / std::max<std::int64_t>(1, a.width));
         parallel_for((a.repeats + parts - 1) / parts * runs, [&](std::int64_t task) {
-            const std::int64_t first = task % runs * elements_per_task;
-            const std::int64_t count = std::min(elements_per_task, a.width - first);
+            const std::int64_t first = task % runs * run;
+            const std::int64_t count = std::min(run, a.width - first);
             const Storage* y = static_cast<const Storage*>(a.y.data) + first;
             const std::int64_t first_part = task / runs * parts;
             for (std::int64_t part = first_part; part < std::min(first_part + parts, a.repeats); ++part) {
@@ -34,8 +36,14 @@ void add_forward<this_isa>(const add::Forward& a) {
                 Storage* out = row_of<Storage>(a.out, part, a.width) + first;
                 map_row<V>(
                     count,
-                    [&](std::int64_t i, std::int64_t lanes) { return V::load(x + i, lanes) + V::load(y + i, lanes); },
-                    [&](std::int64_t i, std::int64_t lanes, V sum) { sum.store(out + i, lanes); });
+                    [&](std::int64_t i, std::int64_t lanes) {
+                        read_ahead(x + i);
+                        return V::load(x + i, lanes) + V::load(y + i, lanes);
+                    },
+                    [&](std::int64_t i, std::int64_t lanes, V sum) {
+                        write_ahead(out + i);
+                        sum.store(out + i, lanes);
+                    });
             }
         });
     });

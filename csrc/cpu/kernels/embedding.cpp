@@ -35,7 +35,10 @@ void sort_positions(const std::int64_t* ids, std::int64_t rows, std::int64_t voc
 
 // Copies a row, and before that begins to fetch the next: rows lie anywhere in a table that is larger than the cache.
 void copy_row(const char* from, const char* next, std::int64_t bytes, char* to) {
-    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
+    for (std::int64_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(next + i);
+        write_ahead(to + i);
+    }
     std::memcpy(to, from, static_cast<std::size_t>(bytes));
 }
 

@@ -10,6 +10,19 @@
 namespace pygpt::cpu {
 namespace {
 
+// Fetches what a loop over neighbouring memory comes to a page later, to be read or written: the processor's own
+// fetching ahead ends with the page. A sum of tensors in the last level's cache takes a tenth less time. (Layer norm
+// takes longer.)
+constexpr std::int64_t bytes_ahead = 4096;
+template <class T>
+[[gnu::always_inline]] inline void read_ahead(const T* p) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes_ahead);
+}
+template <class T>
+[[gnu::always_inline]] inline void write_ahead(T* p) {
+    __builtin_prefetch(reinterpret_cast<char*>(p) + bytes_ahead, 1);
+}
+
 // f(i, count) for each vector of a row: its first element and the number of lanes that exist there.
 template <class V, class F>
 void each_vector(std::int64_t width, F f) {
