@@ -62,12 +62,20 @@ struct Block {
     void load_query(const Storage* from, std::int64_t row, std::int64_t D) const {
         pack_factors(from, D, q + row * steps);
     }
-    // scores = q · kᵀ for a group of rows and the keys of the span
+    // scores = q · kᵀ for a group of rows and the keys of the span, which are packed
     void multiply_keys(std::int64_t row, std::int64_t group, Span span) const {
         multiply<To::set>(group, span.size() / Vec<Number>::lanes, {0, steps}, Left<T>{q + row * steps, steps, 1},
                           Right<T>{k + span.begin, key_tile}, Out<Number>{scores + span.begin, key_tile});
     }
 };
+
+// The same for few rows, whose keys are not.
+template <class Storage, int... counts>
+void multiply_keys_of_few(std::integer_sequence<int, counts...>, const Head<Storage>& head, std::int64_t base,
+                          Span seen, std::int64_t rows, const Block<Storage>& block) {
+    constexpr std::array each{multiply_turned_keys<Storage, counts + 1>...};
+    each[static_cast<std::size_t>(rows - 1)](head, base, seen, block.q, block.scores);
+}
 
 template <class Storage>
 void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, const Head<Storage>& head,
@@ -96,14 +104,21 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
     const std::int64_t origin = head.sequence.keys.begin;
     const std::int64_t first_tile = all.empty() ? 0 : (all.begin - origin) / key_tile;
     for (std::int64_t base = origin + first_tile * key_tile; base < all.end; base += key_tile) {
-        pack_keys_transposed(head, p.k, base, in_tile(all, base), block.k);
-        pack_key_factors(head, p.v, base, in_tile(all, base), block.v, block.width);
+        const Span seen = in_tile(all, base);
+        const bool few = rows <= group_rows;  // as when a text is written, token by token
+        const bool v_in_place = few && seen.size() == key_tile && D == block.width;
+        if (!few) pack_keys_transposed(head, p.k, base, seen, block.k);
+        if (!v_in_place) pack_key_factors(head, p.v, base, seen, block.v, block.width);
         for (std::int64_t row = 0; row < rows; row += rows_at_once) {
             prefetch_keys(head, base + key_tile, all.end, row / rows_at_once, ceil_div(rows, rows_at_once));
             const std::int64_t group = std::min<std::int64_t>(rows_at_once, rows - row);
             const Span span = whole_vectors<V>(in_tile(unite(block.keys + row, group), base));
             if (span.empty()) continue;
-            block.multiply_keys(row, group, span);
+            if (few) {
+                multiply_keys_of_few(std::make_integer_sequence<int, group_rows>(), head, base, seen, rows, block);
+            } else {
+                block.multiply_keys(row, group, span);
+            }
             V most[rows_at_once];
             for (std::int64_t r = 0; r < group; ++r) {
                 most[r] = scores.finish(head, first_row + row + r, block.keys[row + r], base, span,
@@ -141,9 +156,16 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
                 }
                 sum.store(block.sum + (row + r) * V::lanes);
             }
-            multiply<To::rescale>(group, block.width / V::lanes, steps_of<Storage>(span),
-                                  Left<T>{block.weights, key_tile, 1}, Right<T>{block.v, block.width},
-                                  Out<Number>{block.out + row * block.width, block.width}, block.rescale);
+            const auto add_values = [&](auto v) {
+                multiply<To::rescale>(group, block.width / V::lanes, steps_of<Storage>(span),
+                                      Left<T>{block.weights, key_tile, 1}, v,
+                                      Out<Number>{block.out + row * block.width, block.width}, block.rescale);
+            };
+            if (v_in_place) {
+                add_values(KeyRows<Storage>{head.key_of(p.v, base), p.v.strides[1]});
+            } else {
+                add_values(Right<T>{block.v, block.width});
+            }
         }
     }
 

@@ -77,6 +77,7 @@ struct Factor {
     static constexpr std::int64_t size = 1;
     static Sum broadcast(const Number* p) { return Sum::broadcast(*p); }
     static Sum load(const Number* p) { return Sum::load(p); }
+    static Sum of(Sum factors) { return factors; }
     static Sum multiply_add(Sum a, Sum b, Sum sum) { return fma(a, b, sum); }
 };
 
@@ -96,6 +97,7 @@ struct Factor<Bfloat16Pair> {
         return reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
     }
     static __m512bh load(const Bfloat16Pair* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
+    static __m512bh of(Sum factors) { return reinterpret_cast<__m512bh>(factors.v); }
     static Sum multiply_add(__m512bh a, __m512bh b, Sum sum) { return {_mm512_dpbf16_ps(sum.v, a, b)}; }
 };
 
@@ -129,6 +131,13 @@ template <class T>
 struct Right {
     const T* data;
     std::int64_t step_stride;
+
+    Right from(std::int64_t step, std::int64_t column) const {
+        return {data + step * step_stride + column, step_stride};
+    }
+    auto load(std::int64_t step, std::int64_t column) const {
+        return Factor<T>::load(data + step * step_stride + column);
+    }
 };
 template <class Number>
 struct Out {
@@ -137,8 +146,8 @@ struct Out {
 };
 
 // out[rows × vectors] (+)= left[rows × steps] · right[steps × vectors]
-template <class T, class Number, To to, int rows, int vectors>
-void multiply_group(Left<T> left, Right<T> right, std::int64_t steps, Out<Number> out, const Number* rescale) {
+template <class T, class R, class Number, To to, int rows, int vectors>
+void multiply_group(Left<T> left, R right, std::int64_t steps, Out<Number> out, const Number* rescale) {
     using V = Vec<Number>;
     using F = Factor<T>;
     V sums[rows][vectors];  // in registers, which takes loops that are unrolled early
@@ -148,9 +157,9 @@ void multiply_group(Left<T> left, Right<T> right, std::int64_t steps, Out<Number
         for (int n = 0; n < vectors; ++n) sums[r][n] = V::zero();
     }
     for (std::int64_t step = 0; step < steps; ++step) {
-        decltype(F::load(right.data)) columns[vectors];
+        decltype(right.load(0, 0)) columns[vectors];
 #pragma GCC unroll 16
-        for (int n = 0; n < vectors; ++n) columns[n] = F::load(right.data + step * right.step_stride + n * V::lanes);
+        for (int n = 0; n < vectors; ++n) columns[n] = right.load(step, n * V::lanes);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
             const auto element = F::broadcast(left.data + r * left.row_stride + step * left.step_stride);
@@ -171,20 +180,20 @@ void multiply_group(Left<T> left, Right<T> right, std::int64_t steps, Out<Number
     }
 }
 
-template <class T, class Number>
-using Multiply = void (*)(Left<T>, Right<T>, std::int64_t, Out<Number>, const Number*);
+template <class T, class R, class Number>
+using Multiply = void (*)(Left<T>, R, std::int64_t, Out<Number>, const Number*);
 
-template <class T, class Number, To to, int... sizes>
-constexpr std::array<Multiply<T, Number>, sizeof...(sizes)> multiply_table(std::integer_sequence<int, sizes...>) {
-    return {multiply_group<T, Number, to, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
+template <class T, class R, class Number, To to, int... sizes>
+constexpr std::array<Multiply<T, R, Number>, sizeof...(sizes)> multiply_table(std::integer_sequence<int, sizes...>) {
+    return {multiply_group<T, R, Number, to, sizes / group_vectors + 1, sizes % group_vectors + 1>...};
 }
 
 // Left and right begin with step 0; only those in `steps` are done.
-template <To to, class T, class Number>
-void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<T> left, Right<T> right, Out<Number> out,
+template <To to, class T, class Number, class R = Right<T>>
+void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<T> left, R right, Out<Number> out,
               const Number* rescale = nullptr) {
     static constexpr auto table =
-        multiply_table<T, Number, to>(std::make_integer_sequence<int, group_rows * group_vectors>());
+        multiply_table<T, R, Number, to>(std::make_integer_sequence<int, group_rows * group_vectors>());
     constexpr std::int64_t lanes = Vec<Number>::lanes;
     const std::int64_t end = std::min(steps.end, (steps.begin / steps_in_a_sum + 1) * steps_in_a_sum);
     for (std::int64_t n = 0; n < vectors; n += group_vectors) {
@@ -193,7 +202,7 @@ void multiply(std::int64_t rows, std::int64_t vectors, Span steps, Left<T> left,
             const std::int64_t size = (std::min<std::int64_t>(rows - r, group_rows) - 1) * group_vectors + columns - 1;
             table[static_cast<std::size_t>(size)](
                 {left.data + r * left.row_stride + steps.begin * left.step_stride, left.row_stride, left.step_stride},
-                {right.data + n * lanes + steps.begin * right.step_stride, right.step_stride}, end - steps.begin,
+                right.from(steps.begin, n * lanes), end - steps.begin,
                 {out.data + r * out.row_stride + n * lanes, out.row_stride}, rescale + r);
         }
     }
@@ -356,7 +365,11 @@ void pack_keys(const Head<Storage>& head, const TensorView& tensor, std::int64_t
     }
 }
 
-// Factors along a row: lane i holds that of step `step` + i, zeros past `width` numbers.
+// Factors along a row: lane i holds that of step `step` + i, zeros past `width` numbers, or all lanes within it.
+template <class Storage>
+auto load_factors(const Storage* row, std::int64_t step) {
+    return Vec<compute_t<Storage>>::load(row + step);
+}
 template <class Storage>
 auto load_factors(const Storage* row, std::int64_t width, std::int64_t step) {
     using V = Vec<compute_t<Storage>>;
@@ -377,6 +390,18 @@ template <class Number, class Weight>
 [[gnu::always_inline]] inline void store_over_keys(Span span, Number* out, const Weight& weight) {
     each_vector_of<Vec<Number>>(span, [&](std::int64_t j) { weight(j).store(out + j); });
 }
+// Keys where they lie, as the right factor of a product over keys: for few rows, which packing would cost more than the
+// product. They are all seen, and D is a multiple of a vector.
+template <class Storage>
+struct KeyRows {
+    const Storage* data;
+    std::int64_t stride;
+
+    KeyRows from(std::int64_t step, std::int64_t column) const { return {data + step * stride + column, stride}; }
+    auto load(std::int64_t step, std::int64_t column) const {
+        return Vec<compute_t<Storage>>::load(data + step * stride + column);
+    }
+};
 // Rows of (row_tile, key_tile), as they are computed, as the left factor of a product over the keys of the span: they
 // themselves, or, in `room` for as many rows, pairs in as many columns.
 template <class Storage, class Number>
@@ -390,6 +415,9 @@ const Number* over_rows(const Number* tile, Span, Span, Number*) {
 }
 
 #if defined(__AVX512BF16__)
+inline Vec<float> load_factors(const bfloat16* row, std::int64_t step) {
+    return {_mm512_castsi512_ps(_mm512_loadu_si512(row + 2 * step))};
+}
 inline Vec<float> load_factors(const bfloat16* row, std::int64_t width, std::int64_t step) {
     const std::int64_t count = std::clamp<std::int64_t>(width - 2 * step, 0, 32);
     const auto present = static_cast<__mmask32>((std::uint64_t{1} << count) - 1);
@@ -398,6 +426,21 @@ inline Vec<float> load_factors(const bfloat16* row, std::int64_t width, std::int
 inline void store_factors(Vec<float> factors, Bfloat16Pair* out, std::int64_t count) {
     factors.store(reinterpret_cast<float*>(out), count);
 }
+template <>
+struct KeyRows<bfloat16> {
+    const bfloat16* data;
+    std::int64_t stride;
+
+    KeyRows from(std::int64_t step, std::int64_t column) const { return {data + 2 * step * stride + column, stride}; }
+    __m512bh load(std::int64_t step, std::int64_t column) const {
+        const bfloat16* first = data + 2 * step * stride + column;
+        const auto widen = [](const bfloat16* p) {
+            return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        };
+        const __m512i pairs = _mm512_or_si512(widen(first), _mm512_slli_epi32(widen(first + stride), 16));
+        return reinterpret_cast<__m512bh>(pairs);
+    }
+};
 // out[(pair, i)] = elements i of the rows 2·pair and 2·pair + 1 of `count`, zeros for a row that is null and past
 // `width`. Several rows are loaded before any store: a load waits for a store that came shortly before it, if both lie
 // at the same place of a page.
@@ -493,6 +536,25 @@ void pack_factors(const Storage* row, std::int64_t width, factor_t<Storage>* out
     for (std::int64_t i = 0; i < steps; i += lanes) store_factors(load_factors(row, width, i), out + i, steps - i);
 }
 
+// As many keys from `first` on as a vector has lanes, turned: vector i holds the keys' factors of step `step` + i. Keys
+// outside `seen`, counted from `first`, are zeros.
+template <class Storage, class V>
+[[gnu::always_inline]] inline void turn_keys(const Head<Storage>& head, const TensorView& tensor, std::int64_t first,
+                                             Span seen, std::int64_t step, V (&square)[V::lanes]) {
+    const Storage* row = head.key_of(tensor, first);
+    const std::int64_t stride = tensor.strides[1];
+    if (seen.begin <= 0 && seen.end >= V::lanes && (step + V::lanes) * Factor<factor_t<Storage>>::size <= head.p.D) {
+#pragma GCC unroll 16
+        for (std::int64_t i = 0; i < V::lanes; ++i) square[i] = load_factors(row + i * stride, step);
+    } else {
+        for (std::int64_t i = 0; i < V::lanes; ++i) {
+            const bool hidden = i < seen.begin || i >= seen.end;
+            square[i] = hidden ? V::zero() : load_factors(row + i * stride, head.p.D, step);
+        }
+    }
+    if constexpr (V::lanes > 1) transpose(square);
+}
+
 // The key tile as the right factor of a product over D: (D, key_tile), or of pairs (D / 2, key_tile).
 template <class Storage>
 void pack_keys_transposed(const Head<Storage>& head, const TensorView& tensor, std::int64_t base, Span seen,
@@ -502,16 +564,48 @@ void pack_keys_transposed(const Head<Storage>& head, const TensorView& tensor, s
     const Span packed = whole_vectors<V>(seen);
     for (std::int64_t key = packed.begin; key < packed.end; key += V::lanes) {
         for (std::int64_t step = 0; step < steps; step += V::lanes) {
-            V rows[V::lanes];
-            for (std::int64_t r = 0; r < V::lanes; ++r) {
-                const bool hidden = key + r < seen.begin || key + r >= seen.end;
-                rows[r] = hidden ? V::zero() : load_factors(head.key_of(tensor, base + key + r), head.p.D, step);
-            }
-            if constexpr (V::lanes > 1) transpose(rows);
-            for (std::int64_t r = 0; r < std::min(V::lanes, steps - step); ++r) {
-                store_factors(rows[r], out + (step + r) * key_tile + key, V::lanes);
+            V square[V::lanes];
+            turn_keys(head, tensor, base + key, {seen.begin - key, seen.end - key}, step, square);
+            for (std::int64_t i = 0; i < std::min(V::lanes, steps - step); ++i) {
+                store_factors(square[i], out + (step + i) * key_tile + key, V::lanes);
             }
         }
+    }
+}
+
+// scores (rows, key_tile) = q (rows, steps) · kᵀ for few rows and the keys of the tile from `base`, whole vectors of
+// which some are seen: they are turned in registers, not packed. Summed as in a product.
+template <class Storage, int rows>
+void multiply_turned_keys(const Head<Storage>& head, std::int64_t base, Span seen, const factor_t<Storage>* q,
+                          compute_t<Storage>* scores) {
+    using F = Factor<factor_t<Storage>>;
+    using V = Vec<compute_t<Storage>>;
+    const std::int64_t steps = steps_of<Storage>(head.p.D);
+    const Span keys = whole_vectors<V>(seen);
+    for (std::int64_t key = keys.begin; key < keys.end; key += V::lanes) {
+        V totals[rows];
+        for (std::int64_t first = 0; first < steps; first += steps_in_a_sum) {
+            const std::int64_t end = std::min(first + steps_in_a_sum, steps);
+            V sums[rows];
+            for (V& sum : sums) sum = V::zero();
+            for (std::int64_t step = first; step < end; step += V::lanes) {
+                V square[V::lanes];
+                turn_keys(head, head.p.k, base + key, {seen.begin - key, seen.end - key}, step, square);
+                const auto add = [&](std::int64_t i) {
+                    for (int r = 0; r < rows; ++r) {
+                        sums[r] = F::multiply_add(F::broadcast(q + r * steps + step + i), F::of(square[i]), sums[r]);
+                    }
+                };
+                if (step + V::lanes <= end) {
+#pragma GCC unroll 16
+                    for (std::int64_t i = 0; i < V::lanes; ++i) add(i);
+                } else {
+                    for (std::int64_t i = 0; i < end - step; ++i) add(i);
+                }
+            }
+            for (int r = 0; r < rows; ++r) totals[r] = first == 0 ? sums[r] : totals[r] + sums[r];
+        }
+        for (int r = 0; r < rows; ++r) totals[r].store(scores + r * key_tile + key);
     }
 }
 
