@@ -71,7 +71,14 @@ def atomic_write_json(path: str | Path, value: Any) -> None:
     Raises: OSError, see :func:`atomic_path`; TypeError or ValueError if ``value`` is no JSON (NaN and infinity are
         not).
     """
-    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    with atomic_path(path) as temporary:
+        write_json(temporary, value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` to a file that nobody reads yet, as `atomic_write_json` does. Raises: as that."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_bytes(text.encode("utf-8"))
 
 
 def save_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pygpt.files import atomic_path, atomic_write_json, read_json, save_tensors
+from pygpt.files import atomic_path, read_json, save_tensors, write_json
 from pygpt.models.adapters import has_adapters
 from pygpt.models.bart_layout import BART
 from pygpt.models.bert_layout import BERT
@@ -195,10 +195,13 @@ def save(model: Transformer, folder: str | Path) -> str:
         else tensor.detach().cpu().contiguous()
         for name, tensor in layout.stored(model).items()
     }
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_tensors(temporary, tensors, {"format": "pt"})
-    atomic_write_json(folder / CONFIG, {"model_type": layout.model_type, **layout.values(model), **dtype})
-    (folder / INDEX).unlink(missing_ok=True)  # of a model in parts that was here before
+    # Both are written in full before one takes its name, and an index goes between the two: whoever comes after a kill
+    # finds the old model, or the new one, which has the old configuration for the length of a rename.
+    with atomic_path(folder / CONFIG) as config:
+        write_json(config, {"model_type": layout.model_type, **layout.values(model), **dtype})
+        with atomic_path(folder / WEIGHTS) as weights:
+            save_tensors(weights, tensors, {"format": "pt"})
+        (folder / INDEX).unlink(missing_ok=True)  # of a model in parts that was here before
     return layout.model_type
 
 

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,13 +229,73 @@ def test_values_of_another_type_are_refused_by_file_and_name(tmp_path, layout):
     model = GPT(small(bias=layout != "llama", **kinds.get(layout, {})))
     assert model.save_pretrained(tmp_path) == layout
     config = json.loads((tmp_path / "config.json").read_text())
+    values: list[Any] = [{"a": 1}, [1], "much", -1]
+    unread = dict.fromkeys(("architectures", "bos_token_id", "eos_token_id", "torch_dtype"), values)
+    fitting = {"attention_windows": [[1]], "rope_parameters": [{"a": 1}]} | unread
+    if layout == "llama":
+        fitting["rope_theta"] = values  # for older readers: rope_parameters say it
     for name in config:
-        for value in ({"a": 1}, [1], "much", -1):
+        for value in values:
             (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
-            try:
+            if value in fitting.get(name, []):
                 GPT.from_pretrained(tmp_path)
-            except ValueError as error:
-                assert str(tmp_path) in str(error), (name, value)
+                continue
+            with pytest.raises(ValueError) as refused:
+                GPT.from_pretrained(tmp_path)
+            assert str(tmp_path) in str(refused.value), (name, value)
+
+
+def contents(model: GPT) -> tuple[Any, ...]:
+    return model.config, *(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"activation": "relu", "num_layers": 3}])
+def test_a_save_that_is_killed_leaves_a_whole_model(tmp_path, monkeypatch, parts, changes):
+    """At every change of a name. Another shape is told from the old configuration, which it has between two renames."""
+    old, new = GPT(small()), GPT(small(**changes))
+    before = tmp_path / "before"
+    old.save_pretrained(before)
+    if parts:
+        weights = load_file(before / "model.safetensors")
+        (before / "model.safetensors").unlink()
+        files = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(weights)}
+        for file in set(files.values()):
+            save_file({name: weights[name] for name in weights if files[name] == file}, before / file)
+        (before / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    replace, unlink = os.replace, Path.unlink
+    found = []
+    for kill_at in range(20):
+        done = 0
+
+        def step(act, *arguments, kill_at=kill_at, **options):
+            nonlocal done
+            if Path(arguments[0]).name.startswith(".") == (act is unlink):  # a temporary's removal is no change
+                return act(*arguments, **options)
+            if done == kill_at:
+                raise KeyboardInterrupt
+            done += 1
+            return act(*arguments, **options)
+
+        folder = Path(shutil.copytree(before, tmp_path / str(kill_at)))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", functools.partial(step, replace))
+            patch.setattr(Path, "unlink", lambda path, step=step, **options: step(unlink, path, **options))
+            with contextlib.suppress(KeyboardInterrupt):
+                new.save_pretrained(folder)
+        try:
+            found.append(contents(GPT.from_pretrained(folder)))
+        except ValueError as error:
+            found.append(str(error))
+        if done < kill_at:
+            break
+    whole = [contents(old), contents(new)]
+    states = [whole.index(state) if state in whole else state for state in found]
+    if changes:
+        between = [state for state in states if isinstance(state, str)]
+        assert all("no part of the model that config.json describes" in state for state in between)
+        states = [state for state in states if state not in between]
+    assert states == sorted(states) and {*states} == {0, 1}, states
 
 
 def test_missing_and_damaged_files(tmp_path):
