@@ -12,7 +12,6 @@ a GGUF file are in 4 bits already, most of them: there float32 stands for what t
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from pygpt import GPT
 from pygpt.cli import Parser
+from pygpt.eval.metrics import perplexity
 from pygpt.text import Tokenizer
 from pygpt.text.token_file import TokenFile
 from pygpt.train.saved import load_model
@@ -60,8 +60,8 @@ def main(words: list[str] | None = None) -> int:
         megabytes = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
         loss = mean_loss(model, tokens, context)
         first = first or loss
-        change = f"{math.expm1(loss - first):+.3%}"
-        table.add_row(kind, f"{megabytes:.1f}", f"{loss:.5f}", f"{math.exp(loss):.4f}", change)
+        change = f"{perplexity(loss - first) - 1:+.3%}"
+        table.add_row(kind, f"{megabytes:.1f}", f"{loss:.5f}", f"{perplexity(loss):.4f}", change)
     Console().print(table)
     return 0
 

@@ -9,6 +9,7 @@ ROUGE, BLEU and chrF need the extra pygpt[eval]. README says what the files hold
 """
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, lines that cannot be used")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="examples at a time (default: 16)")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N answers (default: 0)")
-    parser.add_argument("--json", metavar="FILE", help="write scores and answers to this file")
+    parser.add_argument("--json", metavar="FILE", help="write scores and answers to this file (null: not finite)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as many as PyTorch takes)")
 
@@ -72,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         answers = [{"reference": reference, "answer": answer} for reference, answer in report.answers]
         about = {"model": str(saved.folder), "count": report.count, "left_out": bad.count}
-        atomic_write_json(arguments.json, {**about, "scores": report.scores, "answers": answers})
+        # JSON cannot say what is not finite, such as the perplexity of a model that has diverged.
+        scores = {name: value if math.isfinite(value) else None for name, value in report.scores.items()}
+        atomic_write_json(arguments.json, {**about, "scores": scores, "answers": answers})
     return 0
 
 

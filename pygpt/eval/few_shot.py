@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pygpt.eval.likelihood import continuations
-from pygpt.eval.metrics import exact_match, word_f1
+from pygpt.eval.metrics import exact_match, perplexity, word_f1
 from pygpt.eval.scores import Report
 from pygpt.tasks.records import BadLines
 from pygpt.text import Tokenizer
@@ -124,7 +124,7 @@ def evaluate_few_shot(
     if kind == "cloze":
         scores = {
             "accuracy": 100 * sum(each.greedy for each in found) / len(found),
-            "perplexity of an answer": math.exp(-math.fsum(each.logprob for each in found) / len(found)),
+            "perplexity of an answer": perplexity(-math.fsum(each.logprob for each in found) / len(found)),
         }
         return Report(scores, len(questions), [])
     right, right_by_length = 0, 0

@@ -5,10 +5,19 @@ ROUGE is the package rouge-score's, BLEU and chrF are sacrebleu's. Exact match, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a mean loss; infinite where a float64 does not reach so far, as NaN is NaN."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:

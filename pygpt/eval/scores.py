@@ -84,7 +84,7 @@ def evaluate_task(
     else:
         answers = write_answers(model, form, questions, max_new_tokens, batch_size)
         references = [question.answer for question in questions]
-        scores = {"perplexity": math.exp(loss)}
+        scores = {"perplexity": metrics.perplexity(loss)}
     scores |= metrics.answer_scores(form.task, answers, references)
     return Report(scores, len(answers), list(zip(references, answers, strict=True)))
 
@@ -98,5 +98,5 @@ def evaluate_text(model: Any, batches: Any, byte_count: float) -> Report:
         byte_count: bytes of UTF-8 that a target stands for, on average.
     """
     loss, count = mean_loss(model, batches, 1, ("ids", "targets"))
-    scores = {"loss": loss, "perplexity": math.exp(loss), "bits per byte": loss / math.log(2) / byte_count}
+    scores = {"loss": loss, "perplexity": metrics.perplexity(loss), "bits per byte": loss / math.log(2) / byte_count}
     return Report(scores, count, [])

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pygpt.cli import main
-from tests.cli.conftest import Run
+from pygpt.train.saved import load_model
+from tests.cli.conftest import Out, Run
 
 SHAPE = shlex.split(
     "--tokenizer char --layers 1 --heads 2 --width 16 --context 48 --batch-size 4 --sample-every 0 --validation 0.2"
 )
-Out = pytest.CaptureFixture[str]
 
 
 def write(path: Path, *lines: Any) -> str:
@@ -80,6 +81,24 @@ def test_a_text_is_scored(folder: Path, capsys: Out) -> None:
     found = scores(folder, capsys, str(folder / "gpt"), "--data", str(folder / "text.txt"))["scores"]
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits per byte"] == pytest.approx(found["loss"] / math.log(2), rel=1e-2), "a character is a byte"
+
+
+def test_a_perplexity_beyond_all_numbers_is_told(folder: Path, tmp_path: Path, capsys: Out) -> None:
+    model, tokenizer = load_model(folder / "gpt")
+    with torch.no_grad():
+        model.norm.weight.fill_(1e5)
+    model.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    for name, answer in (("text", "on"), ("cloze", "mmm")):
+        data = ["--data", str(folder / "text.txt")]
+        if name == "cloze":
+            data = ["--task", write(tmp_path / "q.jsonl", {"kind": "cloze", "query": "the cat sat", "answer": answer})]
+        capsys.readouterr()
+        assert main(["eval", str(tmp_path), *data, "--json", str(tmp_path / "scores.json")]) == 0
+        printed = capsys.readouterr().out
+        found = json.loads((tmp_path / "scores.json").read_text())["scores"]
+        (score,) = (each for each in found if "perplexity" in each)
+        assert found[score] is None and any(line.split()[-1] == "inf" for line in printed.splitlines())
 
 
 def test_questions_are_scored(folder: Path, capsys: Out) -> None:

@@ -1,10 +1,16 @@
 """Scores by hand, and those of packages as they give them."""
 
+import math
 import sys
 
 import pytest
 
 from pygpt.eval import metrics
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    assert metrics.perplexity(0) == 1 and metrics.perplexity(709) == math.exp(709)
+    assert metrics.perplexity(710) == math.inf and math.isnan(metrics.perplexity(math.nan))
 
 
 def test_exact_match_and_f1() -> None:
