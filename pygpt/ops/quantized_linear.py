@@ -47,7 +47,7 @@ def quantized_linear(
         NotImplementedError: if a gradient is asked for.
     """
     require_tensors(x=x, weight=weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, residual)):
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, bias, residual)):
         raise NotImplementedError(
             "quantized_linear has no gradient: a quantised model is for sampling; train the model that it was made "
             "from, or compute inside torch.no_grad()"

@@ -248,6 +248,7 @@ X, W = torch.ones(2, 3), torch.zeros(1152, dtype=torch.uint8)
         ((X, W, 4, "int3"), ValueError, "scheme must be 'int8' or 'int4', not 'int3'"),
         ((X, torch.zeros(1152), 4, "int8"), TypeError, "weight must be uint8"),
         ((X, W, 4, "int8", torch.ones(3)), ValueError, "bias must have shape"),
+        ((X, W, 4, "int8", [1.0, 2.0, 3.0, 4.0]), TypeError, "bias must be a torch.Tensor, but is a list"),
         ((X.double(), W, 4, "int8"), TypeError, "x must be of dtype float32, bfloat16, but is float64"),
         ((torch.tensor(1.0), W, 4, "int8"), ValueError, "x must have a last dimension"),
         ((X, W, 4, "int8", None, "swish"), ValueError, "activation must be.*swish"),
