@@ -53,6 +53,19 @@ def _facts(title: str) -> Table:
     return table
 
 
+def _instruction_sets() -> dict[str, str]:
+    """Those that this build has kernels for, best first, and why they do not run here; empty: they do."""
+    from pygpt.extension import EMULATED, C
+    from pygpt.info import CPU_ISAS
+
+    found = dict(C.instruction_sets())  # that general kernels are compiled for
+    for _, entries in C.implementations():
+        for name, reason in entries:
+            if name.startswith("cpu_"):  # which refuse all tensors where these are on an emulated device
+                found.setdefault(name.removeprefix("cpu_"), "" if EMULATED else reason)
+    return {name: found[name] for name in CPU_ISAS if name in found}
+
+
 def installation() -> Table:
     """What was built, and beside which torch it runs."""
     import platform
@@ -64,7 +77,7 @@ def installation() -> Table:
     table = _facts("Installation")
     table.add_row("pygpt", f"{info['version']}, Python {platform.python_version()}, torch {info['torch']}")
     table.add_row("compiled by", build["compiler"])
-    table.add_row("instruction sets", ", ".join(name for name, _ in C.instruction_sets()))
+    table.add_row("instruction sets", ", ".join(_instruction_sets()))
     if info["cuda_architectures"]:
         table.add_row("CUDA", f"{', '.join(info['cuda_architectures'])} (nvcc {build['cuda_compiler']})")
     else:
@@ -87,7 +100,7 @@ def machine_table() -> Table:
     table = _facts("Machine")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     table.add_row("processor", f"{machine.cpu_name()}, {cores} cores, {machine.memory_bytes() / 2**30:.1f} GiB")
-    missing = [why_not for _, why_not in C.instruction_sets() if why_not]
+    missing = [why_not for why_not in _instruction_sets().values() if why_not]
     if missing:
         table.add_row("", "; ".join(missing))
     gpus = [device for device in pygpt.info()["devices"] if device["device"] != "cpu"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pygpt
-from pygpt import cli, reference
+from pygpt import cli, machine, reference
 from pygpt.extension import C
 
 
@@ -17,6 +17,22 @@ def test_the_report_names_what_is_built_and_what_runs(capsys: pytest.CaptureFixt
         assert words in out
     for architecture in pygpt.info()["cuda_architectures"]:
         assert architecture in out
+    built = next(line for line in out.splitlines() if line.startswith("instruction sets")).split(maxsplit=2)[2].strip()
+    names = {name for _, entries in C.implementations() for name, _ in entries if name.startswith("cpu_")}
+    assert {f"cpu_{isa}" for isa in built.split(", ")} == names
+
+
+def test_the_machine_is_measured_in_two_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    for name in ("measure_arithmetic", "measure_bandwidth"):
+        monkeypatch.setattr(C, name, lambda *arguments: asked.append(arguments[-1]) or 1e9)
+    machine._peak_arithmetic.cache_clear()
+    assert cli.main(["doctor"]) == 0
+    machine._peak_arithmetic.cache_clear()
+    assert len(asked) == 3 and sum(asked) <= 2
+    assert capsys.readouterr().out.count("1 G operations/s") == 2
 
 
 def test_explain_lists_every_implementation_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
