@@ -236,5 +236,6 @@ def test_sentence_embeddings_of_all_minilm():
         hidden = hf(**batch).last_hidden_state
         right = torch.nn.functional.normalize((hidden * seen).sum(1) / seen.sum(1))
     assert vectors.shape == (100, 384)
-    torch.testing.assert_close(vectors, right, rtol=0, atol=1e-4)
-    print("largest difference", float((vectors - right).abs().max()))
+    largest = float((vectors - right).abs().max())
+    print("largest difference", largest)
+    assert largest <= 1e-6, "as README says"
