@@ -1,53 +1,18 @@
-"""``pygpt train`` and ``pygpt sample``: a run from text to a folder to a text, and every mistake in one line."""
+"""``pygpt train``: a run from text to a folder, and every mistake in one line."""
 
-import json
-import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
-
 from pygpt import GPT, GPTConfig
 from pygpt.cli import main
 from pygpt.text import CharTokenizer, Tokenizer
-from pygpt.train.checkpoint import Checkpoints
 from pygpt.train.config import SHAPE, TrainConfig, read_toml
 from pygpt.train.metrics import read_metrics
 from pygpt.train.run import model_config, read_config
-from tests.cli.conftest import Run
+from tests.cli.conftest import FLAGS, Out, Run, newest
 from tests.disk import files_of_at_most
-
-FLAGS = shlex.split(
-    "--tokenizer char --layers 1 --heads 2 --width 16 --context 16 --batch-size 2 --steps 4 "
-    "--save-every 2 --eval-every 2 --sample-every 3 --log-every 1 --lr 0.03"
-)
-
-Out = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("the cat sat on the mat, and the dog sat on the cat.\n" * 40)
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--data", str(text), "--out", str(folder), *FLAGS]) == 0
-    return folder
-
-
-@pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def newest(run: Path) -> Path:
-    return Checkpoints(run / "checkpoints").newest()
 
 
 def test_what_a_run_leaves(finished: Path, text: Path) -> None:
@@ -259,69 +224,3 @@ def test_a_training_that_diverges_ends_with_code_1(text: Path, tmp_path: Path, c
         capsys.readouterr().out.split()
     )
     assert newest(tmp_path / "run").name == "step-00000004"
-
-
-def test_sample_writes(finished: Path, capsys: Out) -> None:
-    def sample(*words: str) -> str:
-        capsys.readouterr()
-        assert main(["sample", "--model", str(finished), "--max-new-tokens", "12", *words]) == 0
-        return capsys.readouterr().out
-
-    first = sample("--prompt", "the cat")
-    assert first.startswith("the cat") and len("the cat\n") < len(first) <= len("the cat\n") + 12
-    assert sample("--prompt", "the cat") == first
-    assert sample("--prompt", "the cat", "--seed", "5") != first
-    assert sample("--prompt", "the cat", "--temperature", "0", "--top-k", "3").startswith("the cat")
-    several = sample("--prompt", "the", "--num-samples", "3", "--top-p", "0.9")
-    assert several.count("the") >= 3
-    for scheme in ("int8", "int4"):
-        assert sample("--prompt", "the cat", "--quantize", scheme).startswith("the cat")
-    assert sample() != ""
-    assert main(["sample", "--model", str(newest(finished)), "--prompt", "the"]) == 0, (
-        "a checkpoint is a model by itself"
-    )
-
-
-def test_every_flag_of_sample_arrives(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[dict[str, object]] = []
-    monkeypatch.setattr(GPT, "generate", lambda model, ids, **options: told.append(options))
-    words = "--max-new-tokens 7 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.5 --seed 4"
-    words += " --stop a --stop b --num-samples 2"
-    assert main(["sample", "--model", str(finished), "--prompt", "the", *words.split()]) == 0
-    expected = {"max_new_tokens": 7, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
-    expected |= {"repetition_penalty": 1.5, "stop": ["a", "b"], "overflow": "slide"}
-    assert [options["seed"] for options in told] == [4, 5]
-    for options in told:
-        assert {name: options[name] for name in expected} == expected
-
-
-def test_sample_goes_on_past_the_context(finished: Path, capsys: Out) -> None:
-    longest = 0
-    for seed in range(8):  # some end early, by an end-of-document token
-        words = ["--prompt", "the", "--max-new-tokens", "40", "--seed", str(seed)]
-        assert main(["sample", "--model", str(finished), *words]) == 0
-        longest = max(longest, len(capsys.readouterr().out))
-    assert 2 * 16 < longest <= 3 + 40 + 1
-
-
-def test_sample_mistakes(finished: Path, copy: Path, tmp_path: Path, fails: Run) -> None:
-    def sample(*words: str) -> str:
-        return fails("sample", "--model", str(finished), *words)
-
-    assert "there is no folder" in fails("sample", "--model", str(tmp_path / "absent"))
-    (tmp_path / "empty").mkdir()
-    assert str(tmp_path / "empty") in fails("sample", "--model", str(tmp_path / "empty"))
-    assert "'é'" in sample("--prompt", "é")
-    assert "the prompt is empty" in sample("--prompt", "")
-    assert "temperature" in sample("--prompt", "the", "--temperature", "-1")
-    assert "top_p" in sample("--prompt", "the", "--top-p", "0")
-    assert "num_samples must be at least 1, not 0" in sample("--num-samples", "0")
-    assert "device must be cpu, cuda or cuda:N, not 'meta'" in sample("--device", "meta")
-    assert "invalid choice: 'int2'" in sample("--quantize", "int2")
-    assert "threads must be from 1 to 1024, not 0" in sample("--threads", "0")
-    other = json.loads((newest(copy) / "tokenizer.json").read_text())
-    other["characters"] = other["characters"][:-1]
-    (newest(copy) / "tokenizer.json").write_text(json.dumps(other))
-    assert "vocabulary" in fails("sample", "--model", str(copy))
-    shutil.rmtree(copy / "checkpoints")
-    assert "holds no checkpoint" in fails("sample", "--model", str(copy))

