@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pygpt import GPT, GPTConfig
-from pygpt.models.sequence import sinusoids
 from tests.models.plain import plain_logits
 from tests.models.test_config import small
 from tests.support import assert_accurate, assert_near, assert_same_bits, random_generator, threads
@@ -277,12 +276,6 @@ def test_initial_weights_are_gpt2s():
             residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
             assert value.std() == pytest.approx(0.1 / 4 if residual else 0.1, rel=0.15), name
             assert abs(value.mean()) < 0.02, name
-
-
-def test_sinusoids_of_odd_width():
-    table = sinusoids(4, 3)
-    torch.testing.assert_close(table[:, 0], torch.arange(4, dtype=torch.float64).sin())
-    torch.testing.assert_close(table[:, 1], torch.arange(4, dtype=torch.float64).cos())
 
 
 def test_positions_follow_the_device_and_dtype():
