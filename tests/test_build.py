@@ -74,19 +74,20 @@ def test_cuda_architectures_or_the_reason_for_none() -> None:
     assert bool(devices) != bool(why_none)
 
 
-def configure(folder: Path, nvcc_script: str, cuda: str) -> subprocess.CompletedProcess[str]:
-    """Configure a project that asks for CUDA alone, where nvcc is the given shell script."""
+def configure(folder: Path, nvcc_script: str | None, cuda: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Configure a project that asks for CUDA alone, where nvcc is the given shell script; None: the machine's."""
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("cmake is not installed")
-    nvcc = folder / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\n{nvcc_script}\n")
-    nvcc.chmod(0o755)
+    if nvcc_script is not None:
+        (folder / "nvcc").write_text(f"#!/bin/sh\n{nvcc_script}\n")
+        (folder / "nvcc").chmod(0o755)
+        options = (f"-DPYGPT_NVCC={folder / 'nvcc'}", *options)
     (folder / "CMakeLists.txt").write_text(
         f'cmake_minimum_required(VERSION 3.31)\nproject(probe LANGUAGES CXX)\ninclude("{ROOT}/cmake/cuda.cmake")\n'
-        'message(STATUS "CUDA part: ${PYGPT_CUDA_BUILD}")\n'
+        'message(STATUS "CUDA part: ${PYGPT_CUDA_BUILD}; ${PYGPT_CUDA_CODE}; sm_90a ${PYGPT_CUDA_SM90A}")\n'
     )
-    command = [cmake, "-S", str(folder), "-B", str(folder / "build"), f"-DPYGPT_NVCC={nvcc}", f"-DPYGPT_CUDA={cuda}"]
+    command = [cmake, "-S", str(folder), "-B", str(folder / "build"), f"-DPYGPT_CUDA={cuda}", *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -111,3 +112,35 @@ def test_cuda_off_is_taken_at_its_word(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "PYGPT_CUDA is OFF" in result.stdout
     assert not list(tmp_path.rglob("was_run"))
+
+
+@pytest.mark.parametrize(
+    ("architectures", "codes"),
+    [
+        ("80-real", ["compute_80,code=sm_80"]),
+        ("86", ["compute_86,code=sm_86"]),
+        (
+            "80-real;90a-real;80-virtual",
+            ["compute_80,code=sm_80", "compute_90a,code=sm_90a", "compute_80,code=compute_80"],
+        ),
+        (
+            "",
+            ["compute_80,code=sm_80", "compute_90,code=sm_90", "compute_120,code=sm_120", "compute_80,code=compute_80"],
+        ),
+    ],
+)
+def test_nvcc_is_asked_for_the_architectures_of_the_option(
+    tmp_path: Path, architectures: str, codes: list[str]
+) -> None:
+    known = "compute_75 compute_80 compute_90 compute_100 compute_103 compute_120 compute_121"
+    script = f'test "$1" = --list-gpu-arch && printf "%s\\n" {known} && exit; echo "$@" > "{tmp_path}/asked"; exit 1'
+    configure(tmp_path, script, "AUTO", f"-DPYGPT_CUDA_ARCHITECTURES={architectures}")
+    asked = (tmp_path / "asked").read_text().split()
+    assert [word.removeprefix("-gencode=arch=") for word in asked if word.startswith("-gencode")] == codes
+
+
+def test_what_is_configured_is_what_the_option_says(tmp_path: Path) -> None:
+    result = configure(tmp_path, None, "AUTO", "-DPYGPT_CUDA_ARCHITECTURES=80;90-real")
+    if "CUDA part: OFF" in result.stdout:
+        pytest.skip("there is no nvcc that can be used")
+    assert "CUDA part: ON; sm_80;compute_80;sm_90;sm_90a; sm_90a ON" in result.stdout, result.stdout + result.stderr
