@@ -21,7 +21,7 @@ out=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.."
 limit=600  # seconds of a piece
-python=$out/venv/bin/python
+python=$out/venv/bin/python  # isolated (-I) in what follows: the checkout's pygpt is not the one that was built
 
 # Those with kernels for a GPU in their table.
 ops=$(cd csrc/ops && grep -l '{"cuda_' *.cpp | sed 's/\.cpp$//')
@@ -32,7 +32,7 @@ build() {
     python3 -m venv --system-site-packages "$out/venv" &&
         "$python" -m pip install --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "ninja>=1.11" "cmake>=3.31" &&
         "$python" -m pip install --no-build-isolation -C cmake.define.PYGPT_CUDA=ON ".[test]" &&
-        "$python" -P -c 'import torch, pygpt
+        "$python" -I -c 'import torch, pygpt
 assert torch.cuda.is_available(), "this torch does not find a GPU"
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda)
 print(pygpt.info())' &&
@@ -40,17 +40,17 @@ print(pygpt.info())' &&
         git describe --always --dirty
 }
 tests() {  # tests FILE [OPTION...]
-    "$python" -P -m pytest -m cuda -rs -p no:cacheprovider "$@"
+    "$python" -I -m pytest -m cuda -rs -p no:cacheprovider "$@"
 }
 sanitizer() {  # sanitizer TOOL: torch's allocator would hide what lies beside a tensor
     local tool=$1 sanitize
     sanitize=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYGPT_TEST_EXAMPLES=1 "$sanitize" --tool "$tool" --target-processes all \
         --error-exitcode 9 --kernel-name kernel_substring=pygpt \
-        "$python" -P -m pytest -m cuda -q -p no:cacheprovider -k "$few" tests/ops
+        "$python" -I -m pytest -m cuda -q -p no:cacheprovider -k "$few" tests/ops
 }
 compare() {  # compare NAME
-    "$python" -P bench/compare.py --device cuda --only "$1" --json "$out/bench-$1.json"
+    "$python" -I bench/compare.py --device cuda --only "$1" --json "$out/bench-$1.json"
 }
 piece() {
     case $1 in
@@ -58,7 +58,7 @@ piece() {
         test-cuda) tests tests/test_cuda.py ;;
         test-*) tests "tests/ops/test_${1#test-}.py" ;;
         bench-*) compare "${1#bench-}" ;;
-        wgmma) "$python" -P tests/emulator/record.py "$out/wgmma.npz" ;;
+        wgmma) "$python" -I tests/emulator/record.py "$out/wgmma.npz" ;;
         memcheck | racecheck | synccheck | initcheck) sanitizer "$1" ;;
         *) echo "bench/gpu.sh has no piece $1" && return 2 ;;
     esac

@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 mkdir -p "$1"
 folder=$(realpath "$1")
 
-# A virtual environment that sees the packages of this one, but not its (perhaps editable) pygpt.
+# A virtual environment that sees the instrumented pygpt, then the packages of this one, but not its (perhaps editable)
+# pygpt.
 python -m venv --without-pip "$folder/venv"
-python -c "import sys; print('\n'.join(path for path in sys.path if path.endswith('-packages')))" \
+python -c "import sys; print('\n'.join(['$folder/address', *(p for p in sys.path if p.endswith('-packages'))]))" \
     >"$("$folder/venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/outer.pth"
 rm -rf "$folder/address"
 pip install --quiet --no-build-isolation --no-deps --target "$folder/address" -C build-dir="$folder/build-address" \
@@ -16,9 +17,9 @@ pip install --quiet --no-build-isolation --no-deps --target "$folder/address" -C
 
 # The sanitizer must be the first library of the process. Leaks are Python's own: it never frees its modules.
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
-env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$folder/address" \
-    PYGPT_TEST_EXAMPLES=3 \
-    "$folder/venv/bin/python" -P -m pytest -q -p no:cacheprovider -m "not slow" -k "not compile" tests/ops
+# Isolated (-I): this folder's pygpt, which has no extension, is not the one that is imported.
+env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYGPT_TEST_EXAMPLES=3 \
+    "$folder/venv/bin/python" -I -m pytest -q -p no:cacheprovider -m "not slow" -k "not compile" tests/ops
 
 cmake -S . -B "$folder/build-thread" -G Ninja -DPYGPT_SANITIZE=thread -DPYGPT_CUDA=OFF -DCMAKE_BUILD_TYPE=Release \
     -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >/dev/null
