@@ -2,7 +2,7 @@
 
 On the CPU these are the CPU's entries; under PYGPT_EMULATE the CUDA ones, on the emulated device; with ``-m cuda`` the
 CUDA ones on a GPU, which is then torch's default device. Tests that are marked ``decode`` run on the entries for few
-rows.
+rows, those marked ``float16`` on the ones that compute in it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     decoders = [name for name in names if name.endswith("_decode")]
     if metafunc.definition.get_closest_marker("decode"):
         names = decoders
+    elif metafunc.definition.get_closest_marker("float16"):
+        names = [name for name in names if name.startswith("cuda") and name not in decoders]
     elif metafunc.definition.get_closest_marker("cpu"):
         names = [name for name in names if not name.startswith("cuda")]
     elif EMULATED:  # all queries and rows of a training step take them too long

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 import pygpt
 from pygpt import ops, reference
 from tests.support import (
-    EMULATED,
     assert_accurate,
     assert_bits_hold,
     assert_same_bits,
@@ -150,9 +149,9 @@ def test_a_row_as_long_as_the_shared_memory_that_kernels_have_unasked(implementa
         assert_accurate(mine, right, theirs, f"{dtype}")
 
 
-@pytest.mark.skipif(EMULATED is None, reason="the CPU has no float16")
+@pytest.mark.float16
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_float16s_gradients_are_rounded_when_the_loss_has_been_scaled(generator, reduction):
+def test_float16s_gradients_are_rounded_when_the_loss_has_been_scaled(implementation, generator, reduction):
     """As those of a loss for each row, which are computed when what they are multiplied with is known."""
     tensors, targets = inputs(generator, [70], 32, 300, torch.float16)
     scale = torch.tensor(65536.0)
