@@ -193,6 +193,22 @@ def test_autocast():
         assert 0 < distance <= 2 * allowed
 
 
+def test_a_step_under_autocast_copies_no_weight():
+    """They are rounded as kernels read them: there is no cast copy to keep, and none to make anew for every batch."""
+    model = lively(small())
+    ids, targets = tokens(model, 2, 9), tokens(model, 2, 9)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss(ids, targets)
+            loss.backward()
+    weights = {tuple(p.shape) for p in model.parameters() if p.dim() == 2}
+    weights |= {shape[::-1] for shape in weights}
+    copies = [e for e in profile.events() if e.name in ("aten::copy_", "aten::_to_copy", "aten::clone")]
+    assert copies, "activations are cast"
+    assert not [e for e in copies if any(tuple(shape) in weights for shape in e.input_shapes)]
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_recomputed_blocks_give_the_same_bits_with_dropout(autocast):
     model = lively(small(dropout=0.2)).train()
