@@ -31,7 +31,7 @@ few="match or bits"
 build() {
     python3 -m venv --system-site-packages "$out/venv" &&
         "$python" -m pip install --quiet "scikit-build-core>=0.10" "pybind11>=2.13" "ninja>=1.11" "cmake>=3.31" &&
-        "$python" -m pip install --no-build-isolation -C cmake.define.PYGPT_CUDA=ON ".[test]" &&
+        "$python" -m pip install --no-build-isolation --config-settings=cmake.define.PYGPT_CUDA=ON ".[test]" &&
         "$python" -I -c 'import torch, pygpt
 assert torch.cuda.is_available(), "this torch does not find a GPU"
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda)

@@ -12,8 +12,9 @@ python -m venv --without-pip "$folder/venv"
 python -c "import sys; print('\n'.join(['$folder/address', *(p for p in sys.path if p.endswith('-packages'))]))" \
     >"$("$folder/venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/outer.pth"
 rm -rf "$folder/address"
-pip install --quiet --no-build-isolation --no-deps --target "$folder/address" -C build-dir="$folder/build-address" \
-    -C cmake.define.PYGPT_SANITIZE=address -C cmake.define.PYGPT_CUDA=OFF -C install.strip=false .
+pip install --quiet --no-build-isolation --no-deps --target "$folder/address" \
+    --config-settings=build-dir="$folder/build-address" --config-settings=cmake.define.PYGPT_SANITIZE=address \
+    --config-settings=cmake.define.PYGPT_CUDA=OFF --config-settings=install.strip=false .
 
 # The sanitizer must be the first library of the process. Leaks are Python's own: it never frees its modules.
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.nightly,
     pytest.mark.skipif(
         importlib.util.find_spec("pygpt._C_emulated") is None,
-        reason="this build has no emulated device; build with -C cmake.define.PYGPT_EMULATOR=ON",
+        reason="this build has no emulated device; build with --config-settings=cmake.define.PYGPT_EMULATOR=ON",
     ),
 ]
 ROOT = Path(__file__).resolve().parents[2]
