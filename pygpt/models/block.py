@@ -195,7 +195,7 @@ def run_blocks(
         if cache is not None:
             visible["cache"] = cache.layer(layer)
         if memory is not None:
-            visible |= {"memory": memory.layers[layer], "memory_lengths": memory.lengths}
+            visible["memory"], visible["memory_lengths"] = memory.layers[layer], memory.lengths
         if recompute and block.training and torch.is_grad_enabled():
             x, branch = checkpoint(block, x, branch, use_reentrant=False, **visible)
         else:

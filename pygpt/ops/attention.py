@@ -107,9 +107,9 @@ def attention_packed(qkv: Tensor, num_heads: int, num_kv_heads: int, **options: 
             f"qkv must be (batch, time, {num_heads} + 2 * {num_kv_heads} heads, head_dim), but has shape "
             f"{tuple(qkv.shape)}"
         )
-    if unknown := options.keys() - _DEFAULTS.keys():
+    if unknown := [name for name in options if name not in _DEFAULTS]:
         raise TypeError(f"attention has no option {min(unknown)!r}")
-    given = _DEFAULTS | options
+    given = {**_DEFAULTS, **options}  # torch.compile of torch 2.6 knows no | of dicts, and no - of their keys
     return_weights, return_lse, decode = (given.pop(name) for name in ("return_weights", "return_lse", "decode"))
     (qkv,) = autocast(qkv)
     parts = _parts(qkv, num_heads, num_kv_heads)

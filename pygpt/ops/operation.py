@@ -198,7 +198,8 @@ def accepts_numpy(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _has_arrays(value: object) -> bool:
-    return isinstance(value, np.ndarray) or (isinstance(value, list | tuple) and any(map(_has_arrays, value)))
+    # Not list | tuple: torch.compile of torch 2.6 cannot follow a union type.
+    return isinstance(value, np.ndarray) or (isinstance(value, (list, tuple)) and any(map(_has_arrays, value)))
 
 
 def _call_with_arrays(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
