@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,8 @@ def test_cuda_architectures_or_the_reason_for_none() -> None:
 
 def configure(folder: Path, nvcc_script: str | None, cuda: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Configure a project that asks for CUDA alone, where nvcc is the given shell script; None: the machine's."""
-    cmake = shutil.which("cmake")
+    # This environment's, which need not be active, before the system's.
+    cmake = shutil.which("cmake", path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"])))
     if cmake is None:
         pytest.skip("cmake is not installed")
     if nvcc_script is not None:
