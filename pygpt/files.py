@@ -7,9 +7,11 @@ the new content, never a part of it. Everything pygpt saves (checkpoints, tokeni
 import errno
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         be). Then, as after any exception of the body, the temporary is removed and ``path`` is as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         _make_folder(path.parent)
         _remove_abandoned(path)
@@ -163,11 +165,19 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
+def _host() -> str:
+    """This machine, in eight hexadecimal digits: others may write to the same file system."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporaries that killed processes left for ``path``: a checkpoint's can be gigabytes."""
+    """Remove the temporaries that killed processes left for ``path``: a checkpoint's can be gigabytes.
+
+    Those of other machines stay, as whether their processes run is not known here.
+    """
     if os.name != "posix":
         return  # elsewhere os.kill(pid, 0) is not a question
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_host()}-(\d+)-[0-9a-f]{{8}}\.tmp")
     for entry in os.scandir(path.parent):
         match = pattern.fullmatch(entry.name)
         if match is None:

@@ -185,10 +185,15 @@ def test_kill_leaves_a_whole_file_and_the_next_write_cleans_up(tmp_path: Path) -
         content = path.read_bytes()
         assert len(content) == 64 * 65536
         assert len(set(content)) == 1
-    (tmp_path / f".file.{process.pid}-01234567.tmp").write_text("left by the process just killed")
-    (tmp_path / f".file.{os.getpid()}-01234567.tmp").write_text("of a running one")
+    with atomic_path(path) as temporary:
+        host = temporary.name.removeprefix(".file.").partition("-")[0]
+        temporary.write_bytes(b"newer")
+    kept = [f".file.{host}-{os.getpid()}-01234567.tmp", f".file.other-{process.pid}-01234567.tmp"]
+    (tmp_path / f".file.{host}-{process.pid}-01234567.tmp").write_text("left by the process just killed")
+    for name in kept:
+        (tmp_path / name).write_text("of a running one, here or on another machine")
     atomic_write_bytes(path, b"new")
-    assert names(tmp_path) == [f".file.{os.getpid()}-01234567.tmp", "file"]
+    assert names(tmp_path) == sorted([*kept, "file"])
 
 
 def test_tensors_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
