@@ -19,10 +19,12 @@ class WordList:
     Args:
         words: whitespace in a phrase stands for any whitespace.
 
-    Raises: ValueError if there is none, or one is empty; TypeError if one is no string.
+    Raises: ValueError if there is none, or one is empty; TypeError if one is no string, or all are one string.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
+        if isinstance(words, str):
+            raise TypeError(f"a list of words must hold words, not be one string, {words!r}")
         listed = list(words)
         for word in listed:
             if not isinstance(word, str):

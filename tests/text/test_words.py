@@ -46,6 +46,7 @@ def test_a_list_is_read_from_a_file(tmp_path):
         ([], ValueError, "at least one"),
         (["a", " "], ValueError, "must not hold empty ones"),
         ([3], TypeError, "must hold strings, but has 3"),
+        ("abc", TypeError, "must hold words, not be one string, 'abc'"),
     ):
         with pytest.raises(error, match=words):
             WordList(bad)
