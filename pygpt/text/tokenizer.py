@@ -53,7 +53,8 @@ class Tokenizer(ABC):
     def with_special(self, names: Iterable[str]) -> "Tokenizer":
         """A tokenizer of the same ids, and of further special tokens after them: those that it has not yet, in order.
 
-        Raises: ValueError if a name is empty.
+        Raises: ValueError if a name is empty, no text, or that of a token which texts have; TypeError if it is no str,
+            or ``names`` are one.
         """
 
     @abstractmethod
@@ -142,10 +143,14 @@ class Tokenizer(ABC):
         )
 
     def _missing(self, names: Iterable[str]) -> list[str]:
-        """The names that are no special tokens yet, each once."""
+        """The names that are no special tokens yet, each once. Raises: as :meth:`with_special`."""
+        if isinstance(names, str):
+            raise TypeError(f"special tokens must be a list of names, not one string, {names!r}")
         missing = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
-        if "" in missing:
-            raise ValueError("a special token needs a name, but one is empty")
+        for name in missing:
+            self._check_text(name)
+            if not name:
+                raise ValueError("a special token needs a name, but one is empty")
         return missing
 
     def _check_text(self, text: str) -> None:
@@ -266,7 +271,7 @@ class CharTokenizer(_PlainTokenizer):
         return len(self.characters)
 
     def with_special(self, names: Iterable[str]) -> "CharTokenizer":
-        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        """A tokenizer of further special tokens. Raises: as `Tokenizer.with_special`."""
         return CharTokenizer(self.characters, [*self._special, *self._missing(names)])
 
     def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
@@ -315,7 +320,7 @@ class ByteTokenizer(_PlainTokenizer):
         return 256
 
     def with_special(self, names: Iterable[str]) -> "ByteTokenizer":
-        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        """A tokenizer of further special tokens. Raises: as `Tokenizer.with_special`."""
         return ByteTokenizer([*self._special, *self._missing(names)])
 
     def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
@@ -413,10 +418,25 @@ class BPETokenizer(Tokenizer):
         return {name: token for token, name in sorted(self._special.items())}
 
     def with_special(self, names: Iterable[str]) -> "BPETokenizer":
-        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        """A tokenizer of further special tokens. Raises: as `Tokenizer.with_special`."""
+        missing = self._missing(names)
+        for name in missing:
+            self._check_free(name)
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        backend.add_special_tokens(self._missing(names))
+        backend.add_special_tokens(missing)
         return BPETokenizer(backend)
+
+    def _check_free(self, name: str) -> None:
+        """Refuse the name of a token that texts have: all of them would be special."""
+        token = self._backend.token_to_id(name)
+        if token is None:
+            return
+        try:
+            text = self._bytes[token].decode()
+        except UnicodeDecodeError:  # a part of a character
+            text = ""
+        if not text or self.encode_literally([text]) == [[token]]:
+            raise ValueError(f"{name!r} is token {token} of the vocabulary: a special token needs a name of its own")
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode several texts in parallel. Raises: as :meth:`encode`."""
@@ -509,10 +529,20 @@ class WordPieceTokenizer(Tokenizer):
         return {name: token for token, name in sorted(self._special.items())}
 
     def with_special(self, names: Iterable[str]) -> "WordPieceTokenizer":
-        """A tokenizer of further special tokens. Raises: ValueError if a name is empty."""
+        """A tokenizer of further special tokens. Raises: as `Tokenizer.with_special`."""
+        missing = self._missing(names)
+        for name in missing:
+            self._check_free(name)
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        backend.add_special_tokens(self._missing(names))
+        backend.add_special_tokens(missing)
         return WordPieceTokenizer(backend)
+
+    def _check_free(self, name: str) -> None:
+        """Refuse the name of a token that texts have: all of them would be special."""
+        token = self._backend.token_to_id(name)
+        inside = name.startswith(self._description["model"]["continuing_subword_prefix"])
+        if token is not None and (inside or self.encode_literally([name]) == [[token]]):
+            raise ValueError(f"{name!r} is token {token} of the vocabulary: a special token needs a name of its own")
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode several texts in parallel. Raises: as :meth:`encode`."""

@@ -396,8 +396,14 @@ def test_special_tokens_come_after_all_others(made: dict[str, Tokenizer], kind: 
     assert again.fingerprint == more.fingerprint != plain.fingerprint
     assert again.encode("<|c|>") == [first + 2]
     assert more.with_special([]).fingerprint == more.fingerprint
-    with pytest.raises(ValueError, match="a special token needs a name"):
-        plain.with_special([""])
+    for names, error, words in (
+        ([""], ValueError, "a special token needs a name"),
+        ("<|a|>", TypeError, "must be a list of names, not one string, '<|a|>'"),
+        ([3], TypeError, "text must be a str, got int"),
+        (["\ud800"], ValueError, r"lone surrogate U\+D800"),
+    ):
+        with pytest.raises(error, match=words):
+            plain.with_special(names)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -408,6 +414,17 @@ def test_names_of_special_tokens_in_a_text_are_text(made: dict[str, Tokenizer], 
     assert not set(tokens) & set(more.special_tokens.values())
     assert more.decode(tokens) == text
     assert more.encode_literally(SAMPLES[:8]) == more.encode_batch(SAMPLES[:8])
+
+
+def test_tokens_of_texts_do_not_become_special() -> None:
+    """Else every "the" would be, and "é", which the vocabulary calls a byte by, could no longer be written."""
+    bpe = BPETokenizer.train([Document("", "the cat " * 9 + "é")], 300)
+    assert bpe.encode("the") == [bpe._backend.token_to_id("the")]
+    for name in ("the", "\u0120the", "a", "é", "Ã"):
+        token = bpe._backend.token_to_id(name)
+        with pytest.raises(ValueError, match=rf"token {token} of the vocabulary: a special token needs a name of its"):
+            bpe.with_special([name])
+    assert bpe.with_special([" the"]).encode("x the") == [*bpe.encode("x"), bpe.vocab_size]
 
 
 def test_special_tokens_of_a_damaged_file(tmp_path: Path) -> None:
@@ -459,6 +476,9 @@ def test_word_pieces_are_joined_to_words(tmp_path: Path) -> None:
     assert 2 not in tokenizer.encode_literally(["[CLS] the cat"])[0]
     more = tokenizer.with_special(["[CLS]", "[END]"])
     assert more.encode("the [END]") == [9, len(WORDS)] and more.fingerprint != tokenizer.fingerprint
+    for name in ("the", "##s", ","):
+        with pytest.raises(ValueError, match="of the vocabulary: a special token needs a name of its own"):
+            tokenizer.with_special([name])
     (tmp_path / "bert" / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"vocab\.txt has no token '\[UNK\]'"):
         Tokenizer.load(tmp_path / "bert")
