@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA): fine-tuning of two thin matrices beside each linear map, whose own weights stay.
 
-A map's weight is ``W + alpha / rank · B A``, computed anew in each pass, with A (rank, in) and B (out, rank), which
-begins at zero. Since every kernel then sees one weight, a model with adapters and one into which they were merged give
-the same bits. Optimiser state is needed for the adapters alone; in a pass, each adapted map has a second weight, and
-for a moment a gradient of its size.
+A map's weight is ``W + alpha / rank · B A``, with A (rank, in) and B (out, rank), which begins at zero; it is computed
+anew in each pass, in a session once. Since every kernel then sees one weight, a model with adapters and one into which
+they were merged give the same bits. Optimiser state is needed for the adapters alone; in a pass, each adapted map has a
+second weight, and for a moment a gradient of its size.
 
 Tokens and heads that the base had not are trained whole, beside the adapters. A folder of adapters holds these and the
 adapters, and knows its base by a hash of its weights:
@@ -17,7 +17,6 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pygpt import ops
 from pygpt.files import atomic_path, atomic_write_json, load_tensors, read_json, save_tensors
+from pygpt.models.low_rank import LowRank
 from pygpt.models.reshape import reshaped
 from pygpt.models.transformer import Transformer
 from pygpt.nn import Linear
@@ -52,30 +51,6 @@ _KINDS = {
 
 # Fields of a configuration that may differ from the base's: they change no weight, or are listed in ``changes``.
 _FREE = ("dropout", "embedding_dropout", "attention_dropout", "residual_dropout", "init_std")
-
-
-class LowRank(nn.Module):
-    """``W + alpha / rank · B A`` of a weight W, in the place of the weight.
-
-    Args:
-        weight: W, (out, in).
-        rank: rows of A, columns of B.
-        alpha: see above.
-    """
-
-    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
-        super().__init__()
-        rows, columns = weight.shape
-        self.scale = alpha / rank
-        self.a = nn.Parameter(torch.empty(rank, columns, device=weight.device, dtype=weight.dtype))
-        self.b = nn.Parameter(torch.zeros(rows, rank, device=weight.device, dtype=weight.dtype))
-        bound = 1 / math.sqrt(columns)
-        nn.init.uniform_(self.a, -bound, bound)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """(out, in), in the weight's dtype, also under autocast: merging must give the same."""
-        with torch.autocast(weight.device.type, enabled=False):
-            return ops.add(weight, ops.linear(self.b * self.scale, self.a.T.contiguous()))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""A time in which a model's weights do not change, so that copies of them in the kernels' own order may be kept."""
+"""Times in which a model's weights do not change, so that copies of them may be kept, or in which it does not train."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pygpt import ops
 from pygpt.extension import EMULATED
+from pygpt.models.low_rank import LowRank
 from pygpt.models.memory import free_memory
 from pygpt.nn import Linear
 
@@ -18,15 +23,21 @@ if TYPE_CHECKING:
 # Packing all weights takes about as long as 12 passes over one token save by it (GPT-2 124M, 2 cores, fp32 and bf16).
 PACK_AFTER_PASSES = 12
 
+_lock = threading.Lock()
+# Modules that else were training, and in how many calls of `evaluating` they are.
+_evaluating: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
 
 class Session:
-    """What a model's ``session()`` keeps: the weights as they were, and, once they pay, packed copies.
+    """What a model's ``session()`` keeps: the weights as they were, what adapters make of them, packed copies once
+    they pay.
 
     Args:
         model: whose weights stay as they are.
 
     Attributes:
         decoding: what `pygpt.generate.generate` keeps for a call like the last one, with the CUDA graph of its steps.
+        users: how many ``with`` blocks are inside, of one thread or several.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -35,6 +46,8 @@ class Session:
         self._passes = 0
         self._decided = False
         self.decoding: Any = None
+        self.users = 0
+        self._keep_adapted(True)
 
     def expect_passes(self, passes: int) -> None:
         """Take note that so many passes through the model come next: if they are enough, pack its weights now."""
@@ -70,17 +83,47 @@ class Session:
         Raises:
             RuntimeError: naming a parameter that was written to or replaced since the session began.
         """
+        self._decided = True  # also for a pass of another thread, which may still know of this session
         for module in self._linears():
             module.packed_weight = None
         self._model.packed_head = None
         self.decoding = None
+        self._keep_adapted(False)
         for name, parameter in self._model.named_parameters():
             known, *state = self._before.get(name, (None,))
             if known is not parameter or state != [*_state(parameter)]:
                 raise RuntimeError(f"{name} was changed inside model.session(), in which weights are frozen")
 
+    def _keep_adapted(self, keeps: bool) -> None:
+        for module in self._model.modules():
+            if isinstance(module, LowRank):
+                module.keep(keeps)
+
     def _linears(self) -> list[Linear]:
         return [m for m in self._model.modules() if isinstance(m, Linear) and m is not self._model.head]
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put the modules that are training into eval mode, and back when no thread needs them there any more.
+
+    Args:
+        model: has ``modules()``.
+    """
+    with _lock:
+        held = [module for module in model.modules() if module.training or module in _evaluating]
+        for module in held:
+            module.training = False
+            _evaluating[module] = _evaluating.get(module, 0) + 1
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in held:
+                _evaluating[module] -= 1
+                if _evaluating[module] == 0:
+                    del _evaluating[module]
+                    module.training = True
 
 
 def _state(parameter: Tensor) -> tuple[int | None, int]:

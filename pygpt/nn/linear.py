@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -64,6 +65,13 @@ class Linear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Of copies and pickles, whose weights may change.
         return {**self.__dict__, "packed_weight": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Linear:
+        # Where the weight is parametrised, as adapters do it, torch would copy without the above.
+        copied = self.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(Linear.__getstate__(self), memo)
+        return copied
 
     def packed(self) -> Tensor | None:
         """``packed_weight`` where it is of use: autocast computes with a cast weight, which is another."""

@@ -1,7 +1,9 @@
 """Low-rank adapters: they begin as nothing, train alone, merge to the same bits, and know their model."""
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pygpt import GPT, Encoder, EncoderConfig, GPTConfig, Seq2Seq, Seq2SeqConfig
-from pygpt.models.adapters import Adapters, LowRank, attach, load, merge, save, steady
+from pygpt.models import low_rank
+from pygpt.models.adapters import Adapters, attach, load, merge, save, steady
+from pygpt.models.low_rank import LowRank
 from pygpt.models.reshape import reshaped
+from pygpt.models.session import PACK_AFTER_PASSES
 from pygpt.optim import AdamW
 from pygpt.train.trainer import parameter_groups
 from tests.support import assert_same_bits
@@ -103,6 +108,61 @@ def test_a_weight_is_computed_once_in_a_pass(kind: str, monkeypatch: pytest.Monk
     }
     there = [module for module in model.modules() if isinstance(module, LowRank)]
     assert sorted(map(id, computed)) == sorted(map(id, [*there, *crossing]))
+
+
+def randomise(model: Any) -> None:
+    """Adapters begin as nothing; make them something."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".b"):
+                parameter.normal_()
+
+
+@torch.no_grad()
+def test_in_a_session_a_weight_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["gpt"]().eval()
+    attach(model, 2, 4)
+    randomise(model)
+    right = model(IDS)
+    products = 0
+    linear = low_rank.ops.linear
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal products
+        products += 1
+        return linear(*arguments, **options)
+
+    monkeypatch.setattr(low_rank, "ops", SimpleNamespace(linear=counted, add=low_rank.ops.add))
+    maps = sum(isinstance(module, LowRank) for module in model.modules())
+    written = model.generate(IDS, 10, temperature=0.0)
+    assert products == maps
+    with model.session():
+        for _ in range(2 * PACK_AFTER_PASSES):  # packed after some
+            assert_same_bits(model(IDS), right, "in a session")
+        assert products == 2 * maps
+        copied = copy.deepcopy(model)
+        randomise(copied)
+        assert not torch.equal(copied(IDS), right), "a copy is in no session"
+        with torch.enable_grad():
+            model.loss(IDS, IDS).backward()
+    part = model.blocks[0].attention.out.parametrizations.weight[0]
+    assert part.a.grad is not None and part.a.grad.abs().max() > 0
+    randomise(model)
+    after = model(IDS)
+    assert not torch.equal(after, right), "after a session"
+    written = model.generate(IDS, 10, temperature=0.0)
+    merge(model)
+    assert_same_bits(model(IDS), after, "merged")
+    assert torch.equal(model.generate(IDS, 10, temperature=0.0), written)
+
+
+@pytest.mark.cpu
+def test_steps_are_recorded_with_adapters(caplog: pytest.LogCaptureFixture) -> None:
+    model = MODELS["gpt"]()
+    attach(model, 2, 4)
+    with caplog.at_level("DEBUG", "pygpt.generate.recording"):
+        model.generate(IDS, 10)
+    assert not caplog.records
 
 
 def test_a_merged_model_trains_whole() -> None:
