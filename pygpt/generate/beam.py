@@ -23,10 +23,10 @@ from pygpt.generate.prompts import (
     TokenBytes,
     check_ids,
     check_room,
-    evaluating,
     prompt_lengths_of,
 )
 from pygpt.generate.rules import Rules, Word
+from pygpt.nn.evaluating import evaluating
 
 
 class Beams(NamedTuple):

@@ -18,11 +18,11 @@ from pygpt.generate.prompts import (
     TokenBytes,
     check_ids,
     check_room,
-    evaluating,
     prompt_lengths_of,
     tell_and_stop,
 )
 from pygpt.generate.rules import Rules, Word
+from pygpt.nn.evaluating import evaluating
 
 
 @torch.no_grad()

@@ -20,12 +20,12 @@ from pygpt.generate.prompts import (
     TokenBytes,
     check_ids,
     check_room,
-    evaluating,
     prompt_lengths_of,
     tell_and_stop,
 )
 from pygpt.generate.recording import DecodingStep
 from pygpt.generate.rules import Rules, Word
+from pygpt.nn.evaluating import evaluating
 
 # On a device: how many tokens come between two looks at whether a row goes on.
 LOOK_EVERY = 16

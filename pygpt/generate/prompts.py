@@ -85,19 +85,6 @@ def tell_and_stop(
     return sum(on) < before
 
 
-@contextlib.contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Put the modules that are training into eval mode, and back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def prompt_lengths_of(ids: Tensor, given: Sequence[int] | Tensor | None) -> Tensor:
     """The lengths of prompts, (batch,) int64, all of their row where none are given.
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pygpt import ops
+from pygpt.extension import EMULATED
 from pygpt.models.block import Stack, make_norm
 from pygpt.models.config import GATED, TransformerConfig
 from pygpt.models.sequence import check_ids, check_shape, past_lengths
 from pygpt.models.transformer import Transformer
 from pygpt.nn import Embedding, LayerNorm, Linear, RMSNorm
+from pygpt.nn.evaluating import evaluating
 
 
 def _published(num_layers: int, num_heads: int, embedding_dim: int) -> dict[str, Any]:
@@ -173,6 +175,8 @@ class Encoder(Transformer):
         if past is not None:
             ids = ids.masked_fill(past, 0)
             segments = None if segments is None else segments.masked_fill(past, 0)
+        if segments is not None:
+            self._check_segments(segments)
         x: Tensor = self.token_embedding(ids)  # (B, T, C)
         if self.segment_embedding is not None:
             x = ops.add(x, self.segment_embedding(torch.zeros_like(ids) if segments is None else segments))
@@ -281,7 +285,7 @@ class Encoder(Transformer):
 
     @torch.no_grad()
     def embed(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """A vector of length 1 for each text: the normalised mean of its tokens' outputs.
+        """A vector of length 1 for each text, in eval mode: the normalised mean of its tokens' outputs.
 
         Args:
             ids: (batch, time) int64.
@@ -292,8 +296,19 @@ class Encoder(Transformer):
 
         Source: Reimers and Gurevych, "Sentence-BERT", 2019.
         """
-        total = self(ids, lengths=lengths).float().sum(1)  # (B, C); what is past a length is 0
+        with evaluating(self):
+            total = self(ids, lengths=lengths).float().sum(1)  # (B, C); what is past a length is 0
         return nn.functional.normalize(total, dim=-1)  # the count of tokens cancels
+
+    def _check_segments(self, segments: Tensor) -> None:
+        """Refuse values that are no segments, where looking at them costs no wait."""
+        if segments.device.type != "cpu" or EMULATED or torch.compiler.is_compiling():
+            return
+        outside = segments[(segments < 0) | (segments >= self.config.num_segments)]
+        if outside.numel():
+            raise ValueError(
+                f"segments must be at least 0 and less than {self.config.num_segments}, but has {int(outside[0])}"
+            )
 
     @property
     def head_bias(self) -> nn.Parameter | None:

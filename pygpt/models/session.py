@@ -1,15 +1,11 @@
-"""Times in which a model's weights do not change, so that copies of them may be kept, or in which it does not train."""
+"""A time in which a model's weights do not change, so that copies of them in the kernels' own order may be kept."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pygpt import ops
 from pygpt.extension import EMULATED
@@ -22,10 +18,6 @@ if TYPE_CHECKING:
 
 # Packing all weights takes about as long as 12 passes over one token save by it (GPT-2 124M, 2 cores, fp32 and bf16).
 PACK_AFTER_PASSES = 12
-
-_lock = threading.Lock()
-# Modules that else were training, and in how many calls of `evaluating` they are.
-_evaluating: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 class Session:
@@ -101,29 +93,6 @@ class Session:
 
     def _linears(self) -> list[Linear]:
         return [m for m in self._model.modules() if isinstance(m, Linear) and m is not self._model.head]
-
-
-@contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Put the modules that are training into eval mode, and back when no thread needs them there any more.
-
-    Args:
-        model: has ``modules()``.
-    """
-    with _lock:
-        held = [module for module in model.modules() if module.training or module in _evaluating]
-        for module in held:
-            module.training = False
-            _evaluating[module] = _evaluating.get(module, 0) + 1
-    try:
-        yield
-    finally:
-        with _lock:
-            for module in held:
-                _evaluating[module] -= 1
-                if _evaluating[module] == 0:
-                    del _evaluating[module]
-                    module.training = True
 
 
 def _state(parameter: Tensor) -> tuple[int | None, int]:

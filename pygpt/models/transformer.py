@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from pygpt.models.session import Session
 from pygpt.nn import Embedding, LayerNorm, Linear, QuantizedLinear, RMSNorm
 
 Model = TypeVar("Model", bound="Transformer")
+
+_lock = threading.Lock()  # of the sessions that threads begin and end
 
 
 class Transformer(nn.Module):
@@ -129,25 +132,29 @@ class Transformer(nn.Module):
         Raises:
             RuntimeError: at the end of the block, naming a parameter that was written to or replaced in it.
         """
-        if self._session is not None:
-            self._session.expect_passes(passes)
-            yield self._session  # inside another, which knows all that this one would
-            return
-        self._session = session = Session(self)
-        session.expect_passes(passes)
+        with _lock:
+            if self._session is None:
+                self._session = Session(self)
+            session = self._session  # inside another, also another thread's, it is the same
+            session.users += 1
         try:
+            session.expect_passes(passes)
             yield session
         finally:
-            self._session = None
-            session.close()
+            with _lock:
+                session.users -= 1
+                if session.users == 0:
+                    self._session = None
+                    session.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # Of copies and pickles: a session is the model's own.
         return {**self.__dict__, "_session": None, "packed_head": None}
 
     def _count_pass(self) -> None:
-        if self._session is not None and not torch.is_grad_enabled():
-            self._session.count_pass()
+        session = self._session
+        if session is not None and not torch.is_grad_enabled():
+            session.count_pass()
 
     @classmethod
     def from_pretrained(

@@ -163,6 +163,10 @@ def test_embeddings_are_normalised_means():
         mean = model(ids[row : row + 1, :length]).mean(1)
         torch.testing.assert_close(vectors[row : row + 1], F.normalize(mean))
     assert (vectors[2] == 0).all()
+    model = lively(small(dropout=0.3))
+    right = model.embed(ids, lengths)
+    assert_same_bits(model.train().embed(ids, lengths), right, "of a model in training")
+    assert model.training
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -214,7 +218,12 @@ def test_a_session_packs_and_gives_the_same_bits():
         (([[1, 2]],), TypeError, "ids must be a tensor"),
         ((torch.zeros(1, 17, dtype=torch.int64),), ValueError, "context_length is 16, but ids has 17"),
         ((torch.full((1, 3), 29),), ValueError, "29"),
-        ((torch.zeros(1, 3, dtype=torch.int64), torch.full((1, 3), 2)), ValueError, "2"),
+        (
+            (torch.zeros(1, 3, dtype=torch.int64), torch.full((1, 3), 2)),
+            ValueError,
+            "segments .* than 2, but has 2",
+        ),
+        ((torch.zeros(1, 3, dtype=torch.int64), torch.full((1, 3), -1)), ValueError, "segments must be at least 0"),
         ((torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 2)), ValueError, "segments must have the shape of ids"),
         ((torch.zeros(1, 3, dtype=torch.int64), None, torch.tensor([4])), ValueError, "lengths must be .* at most 3"),
     ],

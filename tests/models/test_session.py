@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from pygpt import GPT
 from pygpt.models import session
 from pygpt.nn import Linear
+from pygpt.nn.evaluating import evaluating
 from tests.models.test_config import small
 from tests.models.test_gpt import lively, tokens
 from tests.support import assert_same_bits
@@ -129,3 +131,41 @@ def test_a_failure_inside_ends_the_session():
         raise KeyError
     with model.session():
         assert not any(packed(model))
+
+
+def test_what_one_thread_ends_another_may_still_be_in():
+    """Threads enter and leave in any order: model and weights are as before when the last has left."""
+    model = lively(small(dropout=0.5)).train()
+    ids = tokens(model, 2, 5)
+    first, second = evaluating(model), evaluating(model)
+    with first:
+        second.__enter__()
+    assert not any(module.training for module in model.modules())
+    with torch.no_grad():
+        right = model(ids)
+        assert_same_bits(model(ids), right, "no dropout")
+    second.__exit__(None, None, None)
+    assert all(module.training for module in model.modules())
+    model.blocks.eval()
+    with evaluating(model):
+        pass
+    assert model.training and not model.blocks.training
+
+    first, second = model.session(session.PACK_AFTER_PASSES), model.session()
+    kept = first.__enter__()
+    assert second.__enter__() is kept
+    first.__exit__(None, None, None)
+    assert all(packed(model))
+    second.__exit__(None, None, None)
+    kept.expect_passes(session.PACK_AFTER_PASSES)
+    assert not any(packed(model))
+
+
+def test_a_model_in_training_may_write_in_several_threads():
+    model = lively(small(dropout=0.5)).train()
+    ids = tokens(model, 2, 3)
+    right = model.generate(ids, 12, seed=5)
+    with ThreadPoolExecutor(3) as pool:
+        for written in pool.map(lambda _: model.generate(ids, 12, seed=5), range(12)):
+            assert torch.equal(written, right)
+    assert model.training and not any(packed(model))
