@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pygpt.generate.chat import load_chat
 from pygpt.nn import Linear
-from tests.models.llama_file import smollm2
+from tests.models.llama_file import expand, smollm2
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -42,6 +42,36 @@ def eight_bits(x: Tensor) -> Tensor:
     groups = x.unflatten(-1, (-1, 32))
     step = (groups.abs().amax(-1, keepdim=True) / 127).half().float()
     return (torch.where(step > 0, groups / step, 0.0).round() * step).flatten(-2)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_without_quantisation_the_text_is_llama_cpps(tmp_path):
+    """The file's weights expanded to float32 on both sides, where llama.cpp rounds nothing: the same 50 tokens each."""
+    expand(smollm2(), tmp_path / "m.gguf")
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "m.gguf"),
+        n_ctx=128,
+        n_threads=torch.get_num_threads(),
+        logits_all=True,
+        verbose=False,
+        type_k=llama_cpp.GGML_TYPE_F32,  # of the cache, which else is in 16 bits
+        type_v=llama_cpp.GGML_TYPE_F32,
+        flash_attn=False,
+    )
+    ours, tokenizer, form = load_chat(smollm2())
+    for question in QUESTIONS:
+        prompt = form.encode([{"role": "user", "content": question}], tokenizer)
+        right = list(prompt)
+        for token in theirs.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            right.append(int(token))
+            if len(right) == len(prompt) + NEW_TOKENS:  # also past the end of an answer
+                break
+        assert ours.generate(torch.tensor([prompt]), NEW_TOKENS, temperature=0.0)[0].tolist() == right, question
+        logits, wanted = ours(torch.tensor([right]))[0], their_logits(theirs, right)
+        difference = float((logits - wanted).abs().max())
+        print(f"{question!r}: logits differ by {difference:.1e} of {float(wanted.abs().max()):.0f}")
+        assert difference < 5e-4, question
 
 
 @pytest.mark.slow

