@@ -8,12 +8,14 @@ from torch.nn import functional as F
 
 from pygpt import GPT, ops
 from pygpt.generate import Generation
+from tests.models import test_seq2seq
 from tests.models.test_config import small
 from tests.models.test_gpt import lively, tokens
+from tests.models.test_seq2seq import Reader
 from tests.support import assert_same_bits, threads
 
 
-def by_hand(model: GPT, prompt: list[int], new: int, alpha: float, k: int) -> list[int]:
+def by_hand(model: GPT | Reader, prompt: list[int], new: int, alpha: float, k: int) -> list[int]:
     """The formula, in float64, from a whole forward pass for every candidate."""
     row = list(prompt)
     for _ in range(new):
@@ -42,6 +44,23 @@ def test_is_the_papers_formula(alpha, k):
         right = -ops.cross_entropy(logits, new, reduction="none")
         assert_same_bits(out.logprobs[row], right, f"log-probabilities of row {row}")
         assert (out.tokens[row, length + 8 :] == 3).all()
+
+
+@pytest.mark.parametrize("variant", [{}, test_seq2seq.BART])
+@pytest.mark.parametrize("alpha, k", [(0.6, 4), (0.9, 6)])
+def test_an_encoder_decoder_is_searched_by_the_same_formula(variant, alpha, k):
+    model = test_seq2seq.lively(test_seq2seq.small(**variant))
+    source, lengths = torch.randint(29, (3, 6)), [6, 1, 3]
+    out = model.contrastive_search(
+        source, 7, penalty_alpha=alpha, top_k=k, source_lengths=lengths, return_logprobs=True
+    )
+    for row, length in enumerate(lengths):
+        reader, start = Reader(model, source[row : row + 1, :length]), model.config.start_token
+        right = [start, *by_hand(reader, [start], 7, alpha, k)]
+        assert out.tokens[row].tolist() == right
+        logits = reader(torch.tensor([right[:-1]]))[0].detach()
+        logprobs = -ops.cross_entropy(logits, torch.tensor(right[1:]), reduction="none")
+        assert_same_bits(out.logprobs[row], logprobs, f"log-probabilities of row {row}")
 
 
 @pytest.mark.parametrize("options", [{"penalty_alpha": 0.0}, {"top_k": 1}])

@@ -80,7 +80,9 @@ def write(
         if name == without:
             continue
         own = kind if name.startswith("blk.") or outside_kind is None else outside_kind
-        if own is not None and weight.ndim == 2:
+        if own is gguf.GGMLQuantizationType.I8:  # a type of GGUF that is no quantisation of weights
+            writer.add_tensor(f"{name}.weight", weight.astype(np.int8))
+        elif own is not None and weight.ndim == 2:
             writer.add_tensor(f"{name}.weight", gguf.quantize(weight, own), raw_dtype=own)
         else:
             writer.add_tensor(f"{name}.weight", weight)

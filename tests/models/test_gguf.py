@@ -88,6 +88,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
         write(path, hf, **options)
         with pytest.raises(ValueError, match=words):
             GPT.from_pretrained(path)
+    write(path, hf, kind=gguf.GGMLQuantizationType.I8, outside_kind=gguf.GGMLQuantizationType.F32)
+    for keep in (False, True):
+        with pytest.raises(ValueError, match=r"m\.gguf: blk\.0\.\w+\.weight is quantised as I8, which pygpt does not"):
+            gguf_models.load(path, keep_quantized=keep)
     write(path, hf)
     with pytest.raises(ValueError, match=r"a GGUF file, which pygpt\.GPT reads, not Encoder"):
         Encoder.from_pretrained(path)

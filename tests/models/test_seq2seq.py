@@ -40,6 +40,19 @@ def lively(config: Seq2SeqConfig, dtype: torch.dtype = torch.float32) -> Seq2Seq
     return model
 
 
+class Reader:
+    """A model that has read a source, called as a `pygpt.GPT` is."""
+
+    def __init__(self, model: Seq2Seq, source: torch.Tensor) -> None:
+        self._model, self._source = model, source
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model(self._source, ids)
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model.hidden(self._source, ids)
+
+
 def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(29, shape)
 

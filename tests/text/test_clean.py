@@ -141,6 +141,27 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch, unit):
     assert peaks[1] < 1.1 * peaks[0] + 100_000, peaks
 
 
+@pytest.mark.slow
+def test_memory_grows_by_a_kilobyte_a_document_whatever_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("pygpt.text.token_file._BATCH_CHARACTERS", 1 << 16)
+    unit = "some words of text, "
+    tokenizer = BPETokenizer.train([Document("", unit * 20)], 280)
+    peaks = {}
+    for count, size in ((300, 1_000), (900, 1_000), (900, 6_000)):
+        folder = tmp_path / f"{count} of {size}"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.txt").write_text(f"{number} {unit * (size // len(unit))}")
+        tracemalloc.start()
+        kept, _ = clean(load_corpus(folder), progress=False)
+        prepare(kept, tokenizer, folder / "tokens", progress=False)
+        peaks[count, size] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(kept) == count
+    assert peaks[900, 1_000] - peaks[300, 1_000] < 600 * 1_500, peaks
+    assert peaks[900, 6_000] < peaks[900, 1_000] + 200_000, peaks  # of 4.5 MB more text
+
+
 @pytest.mark.parametrize(
     "options, error, words",
     [
