@@ -35,6 +35,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         be). Then, as after any exception of the body, the temporary is removed and ``path`` is as it was.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         _make_folder(path.parent)

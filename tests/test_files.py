@@ -98,6 +98,13 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_a_folder_without_a_name_is_named(path: str) -> None:
+    with pytest.raises(IsADirectoryError) as caught:
+        atomic_write_text(path, "text")
+    assert caught.value.filename == path
+
+
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     for write in (lambda: atomic_write_text("file", "new"), lambda: prepare(DOCUMENTS, ByteTokenizer(), "new folder")):
         error = error_without_permission(tmp_path, write)

@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.examples is not None and out is not None:
         if arguments.files:
             raise ValueError(f"examples are made of Python's documentation: leave out {' '.join(arguments.files)}")
+        if _cleaning(arguments) is not None:
+            raise ValueError("cleaning is for text files: leave it out where examples are made")
         train, test = write_examples(arguments.examples, out, arguments.validation, arguments.seed)
         print(f"{train:,} examples in {out}/train.jsonl, {test:,} of other modules in {out}/test.jsonl")
         return 0

@@ -48,10 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     from pygpt.train.run import named_device
     from pygpt.train.saved import load_saved
 
-    for name, least in (("limit", 1), ("max_new_tokens", 1), ("batch_size", 1), ("shots", 0)):
+    for name, least in (("limit", 1), ("max_new_tokens", 1), ("batch_size", 1), ("shots", 0), ("show", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+    if arguments.task is None and (arguments.shots or arguments.shots_from is not None):
+        raise ValueError("shots are shown before the questions of --task, not before --data")
     use_threads(arguments.threads)
     device = named_device(arguments.device)
     saved = load_saved(arguments.model)

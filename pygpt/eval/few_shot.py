@@ -102,7 +102,8 @@ def evaluate_few_shot(
         limit: ask the first so many; the others are there to be shown.
 
     Raises:
-        ValueError: if there are too few examples, or a prompt does not fit into the model's context; the line is named.
+        ValueError: if there are too few examples, or naming the line whose prompt does not fit into the model's context
+            or has characters that the tokenizer lacks.
     """
     pool = questions if examples is None else examples
     available = len(pool) - (1 if examples is None else 0)
@@ -110,13 +111,13 @@ def evaluate_few_shot(
         raise ValueError(f"shots must be from 0 to {available}, as many as there are other examples, not {shots}")
     questions = questions[:limit]
     prompts = [_prompt(q, place, pool, shots, seed, examples is None) for place, q in enumerate(questions)]
-    contexts = tokenizer.encode_batch(prompts)
+    contexts = [_encoded(tokenizer, question, prompt) for question, prompt in zip(questions, prompts, strict=True)]
     if kind == "generation":
         return _written(model, tokenizer, questions, contexts, batch_size)
     pairs, where = [], []
     for place, question in enumerate(questions):
         for choice in question.choices or question.answers:
-            continuation = tokenizer.encode(f" {choice}")
+            continuation = _encoded(tokenizer, question, f" {choice}")
             _check_room(model, question, len(contexts[place]) + len(continuation) - 1)
             pairs.append((contexts[place], continuation))
             where.append((place, choice))
@@ -179,6 +180,13 @@ def _prompt(question: Question, place: int, pool: Sequence[Question], shots: int
     chosen = [other for other in order if not (own and other == place)][:shots]
     solved = [f"{pool[other].query} {pool[other].answers[0]}" for other in chosen]
     return "\n\n".join([*solved, question.query])
+
+
+def _encoded(tokenizer: Tokenizer, question: Question, text: str) -> list[int]:
+    try:
+        return tokenizer.encode(text)
+    except ValueError as error:
+        raise ValueError(f"line {question.line}: {error}") from None
 
 
 def _check_room(model: Any, question: Question, tokens: int) -> None:

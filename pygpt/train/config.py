@@ -129,9 +129,7 @@ class TrainConfig:
         float, None, "share of the tokens that is hidden (mlm: 0.15; denoise: 0.3)", minimum=0, above=True
     )
     whole_words: bool = _option(bool, False, "mlm: hide whole words")
-    noise: tuple[str, ...] = _option(
-        tuple, ("permutation", "infilling"), "denoise: any of permutation (of lines), infilling and masking"
-    )
+    noise: tuple[str, ...] = _option(tuple, NOISE[:2], "denoise: any of permutation (of lines), infilling and masking")
     label_smoothing: float = _option(
         float, 0.0, "seq2seq, denoise: share of a target that all tokens have evenly", minimum=0
     )
@@ -213,8 +211,14 @@ class TrainConfig:
                 raise ValueError(f"{name} must be below 1, not {value:g}")
         if not self.data:
             raise ValueError("data must name at least one file, folder or glob")
-        if self.label_smoothing and self.objective not in ("seq2seq", "denoise"):
-            raise ValueError(f"label_smoothing is for seq2seq and denoise, not {self.objective}")
+        for name, given, able in (
+            ("label_smoothing", self.label_smoothing, ("seq2seq", "denoise")),
+            ("mask_rate", self.mask_rate, ("mlm", "mlm+nsp", "denoise")),
+            ("whole_words", self.whole_words, ("mlm", "mlm+nsp")),
+            ("noise", self.noise != NOISE[:2], ("denoise",)),
+        ):
+            if given and self.objective not in able:
+                raise ValueError(f"{name} is for {' and '.join(able)}, not {self.objective}")
         for name in self.noise:
             if name not in NOISE:
                 raise ValueError(f"noise must be any of {', '.join(NOISE)}, not {name!r}")

@@ -128,6 +128,7 @@ def test_mistakes(folder: Path, tmp_path: Path, fails: Run) -> None:
     data, text = str(folder / "classification.jsonl"), str(folder / "text.txt")
     other = write(tmp_path / "l.jsonl", {"text": "the cat", "label": "cow"})
     cloze = write(tmp_path / "c.jsonl", {"kind": "cloze", "query": "a", "answer": "b"})
+    strange = write(tmp_path / "s.jsonl", *({"query": text, "choices": ["b", "c"], "answer": 0} for text in "aÉ"))
     choice = write(tmp_path / "m.jsonl", {"query": "a", "choices": ["b", "c"], "answer": 0})
     for words, message in [
         ([gpt], "one of the arguments --data --task is required"),
@@ -141,6 +142,10 @@ def test_mistakes(folder: Path, tmp_path: Path, fails: Run) -> None:
         ([gpt, "--task", choice, "--shots-from", cloze], "has questions of kind 'cloze', and"),
         ([labels, "--data", data, "--max-new-tokens", "48"], "max_new_tokens must be less than the context of 48"),
         ([gpt, "--data", text, "--limit", "0"], "limit must be at least 1, not 0"),
+        ([gpt, "--data", text, "--show", "-1"], "show must be at least 0, not -1"),
+        ([gpt, "--data", text, "--shots", "1"], "shots are shown before the questions of --task"),
+        ([gpt, "--data", text, "--shots-from", choice], "shots are shown before the questions of --task"),
+        ([gpt, "--task", strange], "line 2: the character 'É' (U+00C9)"),
     ]:
         line = fails("eval", *words, "--json", str(tmp_path / "scores.json"))
         assert message in line, line

@@ -128,6 +128,7 @@ def test_mistakes(small: None, tmp_path: Path, fails: Run) -> None:  # noqa: F81
         (["--examples", "poetry", "--out", out], "invalid choice: 'poetry'"),
         (["--out", out], "name text files, folders or globs, or a task with --examples"),
         (["a.txt", "--examples", "dialogue", "--out", out], "leave out a.txt"),
+        (["--examples", "dialogue", "--clean", "--out", out], "cleaning is for text files"),
         (["--examples", "dialogue", "--out", str(tmp_path / "full")], "full is there already; choose another --out"),
         (["--examples", "dialogue", "--out", out, "--validation", "0"], "must be above 0 and below 1, not 0"),
     ]:
