@@ -25,9 +25,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # behind the installed pygpt
 from bench import compare  # noqa: E402
 from bench.decode_contenders import KINDS, Missing, Prompts, Weights  # noqa: E402
+from bench.worker import Worker, in_turn  # noqa: E402
 
 SEED = 1
 ONE_ROW = 1  # the only batch of those who write one row at a time
@@ -78,7 +77,7 @@ class Result:
     steps: int
 
 
-class Worker:
+class Writer(Worker):
     """A contender in its process.
 
     Raises:
@@ -97,38 +96,18 @@ class Worker:
             path = weights.prepared(kind, dtype)
         except ImportError as error:
             raise Missing(f"{package} cannot be imported: {error}") from error
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, str(Path(__file__).parent / "decode_contenders.py")),
-                json.dumps([kind, str(path), dtype, arguments.threads, arguments.tokens, *sizes]),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-        )
-        loaded = self._answer()
-        if isinstance(loaded, str):
+        threads = arguments.threads
+        options = [kind, str(path), dtype, threads, arguments.tokens, *sizes]
+        super().__init__(f"{self.label}, {dtype}", "decode_contenders.py", options, threads)
+        if isinstance(self.about, str):
             self.close()
-            raise Missing(loaded)
-        self.weight_bytes: int = loaded
+            raise Missing(self.about)
+        self.weight_bytes: int = self.about
 
     def decode(self, prompts: Prompts) -> tuple[list[float], int]:
         """Seconds of each step, and the peak memory so far."""
-        assert self._process.stdin is not None
-        print(json.dumps(prompts), file=self._process.stdin, flush=True)
-        seconds, memory = self._answer()
+        seconds, memory = self.ask(prompts)
         return seconds, memory
-
-    def close(self) -> None:
-        self._process.communicate()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.label}, {self.dtype}: its process died")
-        return json.loads(line)
 
 
 def measure(
@@ -137,25 +116,25 @@ def measure(
     """Results, who is missing, and the rate of reading memory: the median of one measurement a round."""
     sizes = [config.vocab_size, config.context_length * config.embedding_dim]
     missing: list[str] = []
-    workers: list[tuple[Worker, bool]] = []
+    workers: list[tuple[Writer, bool]] = []
     for kind, dtype, many_rows in chosen(arguments.only):
         try:
-            workers.append((Worker(kind, weights, dtype, arguments, sizes), many_rows))
+            workers.append((Writer(kind, weights, dtype, arguments, sizes), many_rows))
         except Missing as error:
             missing.append(f"{KINDS[kind].label}, {dtype}: {error}")
     generator = torch.Generator().manual_seed(SEED)
-    measured: list[tuple[Worker, int, list[float], int]] = []
+    measured: list[tuple[Writer, int, list[float], int]] = []
     rates: list[float] = []
     for batch in arguments.batch:
         taking_part = [worker for worker, many_rows in workers if many_rows or batch == ONE_ROW]
         prompts = torch.randint(config.vocab_size, (batch, arguments.prompt), generator=generator).tolist()
-        steps: dict[Worker, list[float]] = {worker: [] for worker in taking_part}
-        memory: dict[Worker, int] = {}
-        for number in range(arguments.rounds + 1):
+        steps: dict[Writer, list[float]] = {worker: [] for worker in taking_part}
+        memory: dict[Writer, int] = {}
+        for counts, order in in_turn(taking_part, arguments.rounds):
             rates.append(machine.memory_bandwidth(0.2))
-            for worker in taking_part if number % 2 == 0 else reversed(taking_part):
+            for worker in order:
                 seconds, memory[worker] = worker.decode(prompts)
-                if number:
+                if counts:
                     steps[worker] += seconds
         measured += [(worker, batch, steps[worker], memory[worker]) for worker in taking_part]
     for worker, _ in workers:
@@ -173,7 +152,7 @@ def chosen(only: list[str]) -> Iterator[tuple[str, str, bool]]:
                 yield kind, dtype, many_rows
 
 
-def result(worker: Worker, batch: int, steps: list[float], memory: int, bandwidth: float) -> Result:
+def result(worker: Writer, batch: int, steps: list[float], memory: int, bandwidth: float) -> Result:
     ordered = sorted(steps)
     mean = statistics.fmean(steps)
     return Result(

@@ -1,7 +1,6 @@
 """Who writes text in `decode.py`: pygpt and its peers, each with the same weights in the form that it reads.
 
-A contender runs in a process of its own (this file as a program) with no other library than its own, so that its memory
-can be told, its threads sleep while others run, and one that is missing or fails takes nobody along. Its `decode` gives
+A contender runs in a process of its own (this file as a program) with no other library than its own. Its `decode` gives
 the seconds of each step, one token of every row; the prompt's pass is none.
 """
 
@@ -9,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import json
 import logging
-import os
 import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # behind the installed pygpt
+from bench.worker import Answer, memory, serve
 
 TOP_K, TOP_P = 40, 0.95  # of the rows that sample; temperature 1
 
@@ -428,33 +428,18 @@ KINDS: dict[str, type[Contender]] = {
 # ---- their processes ----
 
 
-def _peak_memory() -> int:
-    """Of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return 0
+def begin(kind: str, weights: str, *others: Any) -> tuple[int | str, Answer]:
+    """Load a contender, by the name of its class and its arguments.
 
-
-def main() -> None:
-    """Serve one contender: its class and arguments as JSON in the command line, then a line of JSON for each request.
-
-    The first answer is the bytes of its weights, or a text that says why it is missing. Then come prompts, answered by
-    the seconds of each step and the peak memory so far.
+    It tells of itself the bytes of its weights, or in a text why it is missing; to prompts it answers with the seconds
+    of each step and the peak memory so far.
     """
-    kind, weights, *others = json.loads(sys.argv[1])
-    os.environ["OMP_NUM_THREADS"] = str(others[1])
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes elsewhere
     try:
         contender = KINDS[kind](Path(weights), *others)
     except (Missing, ImportError) as error:
-        print(json.dumps(str(error)), file=answers)
-        return
-    print(json.dumps(contender.weight_bytes()), file=answers)
-    for line in sys.stdin:
-        print(json.dumps([contender.decode(json.loads(line)), _peak_memory()]), file=answers)
+        return str(error), lambda prompts: None
+    return contender.weight_bytes(), lambda prompts: (contender.decode(prompts), memory("VmHWM"))
 
 
 if __name__ == "__main__":
-    main()
+    serve(begin)

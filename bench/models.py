@@ -9,15 +9,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import gpu
 from bench.case import Call, Case, Work, largest_error
 from bench.peers import PlainGPT
-from pygpt import GPT, GPTConfig, optim
+from pygpt import GPT, GPTConfig, ops, optim
 
 SMALL, XL = GPTConfig.preset("gpt2"), GPTConfig.preset("gpt2-xl")
 PROMPT, WRITTEN, LONG = 16, 32, 256  # tokens of the decode rows
+LEARNERS = ("pygpt", "pygpt, whole logits", "eager", "compiled")
 
 
 def cases(config: GPTConfig, batch: int, time: int) -> Iterator[Case]:
@@ -114,29 +115,43 @@ def _autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     )
 
 
-def _training(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: bool) -> dict[str, Call]:
-    """Loss, gradients and an AdamW step; parameters in float32, bfloat16 by autocast."""
+def training_step(who: str, config: GPTConfig, dtype: torch.dtype, B: int, T: int) -> tuple[nn.Module, Call]:
+    """Loss, gradients and an AdamW step of one of `LEARNERS`; parameters in float32, bfloat16 by autocast."""
     ids, targets = _ids_and_targets(config, B, T)
+    model, loss = _learner(who, config)
+    options: dict[str, bool] = {"capturable": gpu.in_use()}
+    optimizer = (
+        optim.AdamW(model.parameters(), **options)
+        if isinstance(model, GPT)
+        else torch.optim.AdamW(model.parameters(), fused=True, **options)
+    )
 
-    def step(loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer) -> Call:
-        def call() -> None:
-            with _autocast(dtype):
-                value = loss(ids, targets)
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    def call() -> None:
+        with _autocast(dtype):
+            value = loss(ids, targets)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-        return call
+    return model, call
 
-    ours, theirs, _ = _models(config, torch.float32)
-    plain = torch.optim.AdamW(theirs.parameters(), fused=True, capturable=gpu.in_use())
-    out = {
-        "pygpt": step(ours.loss, optim.AdamW(ours.parameters(), capturable=gpu.in_use())),
-        "eager": step(theirs.loss, plain),
-    }
-    if compiled:
-        out["compiled"] = step(torch.compile(theirs.loss), plain)
-    return out
+
+def _learner(who: str, config: GPTConfig) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+    """A model, and how it computes its loss."""
+    torch.manual_seed(1)
+    ours = GPT(config, device=torch.get_default_device())
+    if who == "pygpt":
+        return ours, ours.loss
+    if who == "pygpt, whole logits":
+        return ours, lambda ids, targets: ops.cross_entropy(ours(ids), targets)
+    theirs = PlainGPT(config)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs, torch.compile(theirs.loss) if who == "compiled" else theirs.loss
+
+
+def _training(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: bool) -> dict[str, Call]:
+    names = ("pygpt", "eager", *(["compiled"] if compiled else []))
+    return {who: training_step(who, config, dtype, B, T)[1] for who in names}
 
 
 def _prefill(config: GPTConfig, dtype: torch.dtype, B: int, T: int, compiled: bool) -> dict[str, Call]:
