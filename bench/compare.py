@@ -5,6 +5,12 @@
     python bench/compare.py --full --json now.json   longer sequences, more rounds, torch.compile as a third rival
     python bench/compare.py --plot bars.png
 
+With AVX2 only, on a processor that has more; the limit is then that of AVX2. The first line holds PyTorch to it, with
+oneDNN and MKL; without that line PyTorch is as it is.
+
+    export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+    PYGPT_FORCE='*:cpu_avx2' python bench/compare.py --json avx2.json
+
 How it measures. All contenders of a row run in one process, in turn, round by round; a row's time is the median of its
 rounds. Before each measurement there are 25 ms of calls that do not count: the other's threads stop spinning, and a
 processor that was idle comes to its full speed. On a GPU both are recorded as CUDA graphs and replayed, so that it is
@@ -25,6 +31,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
+import os
 import platform
 import statistics
 import subprocess
@@ -70,6 +77,8 @@ class Settings:
 QUICK = Settings(rows.Sizes(batch=4, time=1024, head_rows=512), model_time=256, rounds=3, seconds=1.0)
 FULL = Settings(rows.Sizes(batch=4, time=1024, head_rows=4096), model_time=1024, rounds=7, seconds=3.0, compiled=True)
 ON_GPU = Settings(rows.Sizes(batch=16, time=1024, head_rows=4096), model_time=1024, rounds=3, seconds=0.3)
+# What holds back pygpt, PyTorch and PyTorch's libraries, read when they are loaded.
+LIMITING = ("PYGPT_FORCE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 FAR_BEHIND = 20  # times as slow as the fastest
 WARM_UP = 0.025  # seconds of calls that do not count: a processor that was idle takes about as long to its full speed
 
@@ -225,6 +234,7 @@ def setting() -> dict[str, Any]:
         "bytes_measured_by": "a copy of 1 GiB, read and written"
         if on_gpu
         else "reading a buffer of eight last-level caches",
+        "environment": {name: os.environ[name] for name in LIMITING if os.environ.get(name)},
         "pygpt": pygpt.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -251,9 +261,14 @@ def setting_text(where: dict[str, Any]) -> str:
         f"pygpt {where['pygpt']} ({where['commit']}) beside torch {where['torch']}, {where['date']}\n"
         f"{where['gpu'] + ', CUDA ' + where['cuda'] + '; ' if 'gpu' in where else ''}"
         f"{where['processor']}, {where['threads']} threads, {where['memory_bytes'] / 2**30:.0f} GiB\n"
+        f"{environment_text(where['environment'])}"
         f"limits: {rates}\n"
         f"        {where['bytes_per_second'] / 1e9:.1f} GB/s ({where['bytes_measured_by']})"
     )
+
+
+def environment_text(environment: dict[str, str]) -> str:
+    return f"with {' '.join(f'{name}={value}' for name, value in environment.items())}\n" if environment else ""
 
 
 def results_table(results: list[Result]) -> Table:

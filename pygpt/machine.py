@@ -58,9 +58,13 @@ def last_level_cache_bytes() -> int:
 def instruction_set(dtype: torch.dtype) -> str:
     """The set with the fastest multiply-add of ``dtype`` among those that this build has and this processor runs.
 
-    Without instructions for bfloat16 that is float32's: values are widened, multiplied and added.
+    Without instructions for bfloat16 that is float32's: values are widened, multiplied and added. Where every op is
+    forced to one set (``PYGPT_FORCE='*:cpu_avx2'``), none beyond that counts.
     """
     runs: list[str] = [name for name, why_not in C.instruction_sets() if not why_not]
+    forced = {C.forced(op) for op, _ in C.implementations()}
+    if len(forced) == 1:
+        runs = [name for name in runs if f"cpu_{name}" in forced] or runs
     if dtype == torch.float64:
         return "scalar"
     if dtype == torch.bfloat16 and "avx512_bf16" in runs:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import pygpt
 from pygpt import machine
 from pygpt.extension import C
 from tests.support import threads
@@ -28,6 +29,19 @@ def test_every_set_that_runs_measures_float32() -> None:
                 C.measure_arithmetic(isa, "float32", 0.01)
         else:
             assert C.measure_arithmetic(isa, "float32", 0.01) > 1e8
+
+
+@pytest.mark.cpu
+def test_the_peak_is_that_of_the_set_to_which_every_op_is_forced() -> None:
+    best = machine.instruction_set(torch.float32)
+    for isa, why_not in C.instruction_sets():
+        if why_not or isa == "avx512_bf16":  # of which only the ops with matrix products have an implementation
+            continue
+        with pygpt.force("*", f"cpu_{isa}"):
+            assert machine.instruction_set(torch.float32) == isa
+            assert machine.instruction_set(torch.bfloat16) == isa
+    with pygpt.force("linear", "cpu_scalar"):
+        assert machine.instruction_set(torch.float32) == best, "other ops have more"
 
 
 def test_memory_bandwidth_of_a_cache_is_above_that_of_main_memory() -> None:

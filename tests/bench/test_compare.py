@@ -133,6 +133,7 @@ def test_the_report_in_all_its_forms(
 ) -> None:
     monkeypatch.setattr(compare, "every_case", lambda settings: (c for row in TINY[:2] for c in rows.cases(row, row)))
     monkeypatch.setattr(compare, "QUICK", replace(compare.QUICK, rounds=1, seconds=0))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     numbers, picture = tmp_path / "results.json", tmp_path / "bars.png"
     assert compare.main(["--only", "layer_norm", "--json", str(numbers), "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
@@ -141,12 +142,14 @@ def test_the_report_in_all_its_forms(
         "bf16",
         C.last_used("layer_norm"),
         "operations/s",
+        "ONEDNN_MAX_CPU_ISA=AVX2",
         torch.__version__,
     ):
         assert words in out
     data = json.loads(numbers.read_text())
     for key in ("processor", "threads", "operations_per_second", "bytes_per_second", "torch", "commit", "date"):
         assert data[key]
+    assert data["environment"]["ONEDNN_MAX_CPU_ISA"] == "AVX2"
     assert len(data["results"]) == 8  # two rows, two dtypes, two directions
     for result in data["results"]:
         assert result["ratio"] == pytest.approx(result["peer_seconds"] / result["seconds"])
