@@ -34,7 +34,7 @@ class Weights:
     """Where the weights lie, in each contender's form, made from a GPT-2 in Hugging Face's layout.
 
     Args:
-        source: the folder with config.json and model.safetensors.
+        source: the folder with config.json and model.safetensors; for llama.cpp also a GGUF file of any model.
         made: a folder for what is made of it.
     """
 
@@ -61,9 +61,11 @@ class Weights:
         return folder
 
     def _gguf(self, dtype: str) -> Path:
-        """Float32, or what llama.cpp's own quantisation makes of that."""
+        """Float32 (or what a file has), or what llama.cpp's own quantisation makes of that."""
         import llama_cpp  # noqa: F401
 
+        if dtype == "f32" and self.source.is_file():
+            return self.source
         file = self._made / f"{dtype}.gguf"
         if not file.exists() and dtype == "f32":
             _write_gguf(self.source, file)
@@ -161,6 +163,7 @@ def _quantise_gguf(source: Path, dtype: str, file: Path) -> None:
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it tells of each tensor
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{dtype.upper()}")
+    parameters.allow_requantize = True  # of a file that is quantised already
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(parameters))
     if failed:
         raise Missing(f"llama.cpp could not make {dtype} of {source.name}")
