@@ -122,7 +122,7 @@ def results_table(results: list[Result], arguments: argparse.Namespace) -> Table
     for name in ("what", "dtype"):
         out.add_column(name, no_wrap=True)
     threads = f"{arguments.threads} threads" if arguments.threads > 1 else "1 thread"
-    lengths = [f"memory, {arguments.batch} × {time}" for time in (arguments.time, arguments.long)]
+    lengths = [f"memory, {arguments.batch} × {time}" for time in results[0].memory_bytes]
     for name in ("tok/s, 1 thread", f"tok/s, {threads}", "step", "scaling", *lengths):
         out.add_column(name, justify="right", no_wrap=True)
     for each in results:

@@ -50,6 +50,7 @@ def test_contenders_take_turns_with_one_thread_and_with_all(monkeypatch: pytest.
     assert (ours.seconds, ours.one_thread_seconds, ours.scaling, ours.tokens_per_second) == (0.5, 1.0, 2.0, 24.0)
     assert (awake.seconds, awake.scaling, awake.memory_bytes) == (0.6, None, {})
     assert ours.memory_bytes == {"4": 12, "10": 30}
+    assert training.results_table([ours, theirs, awake], arguments).row_count == 3
 
 
 @pytest.mark.parametrize("dtype", training.DTYPES)
