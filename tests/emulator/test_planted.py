@@ -29,6 +29,7 @@ class Planted:
 RACES = ("check_races",)
 NOT_LANDED = "while an asynchronous copy to it is in flight|race: reads shared byte|which nothing has written"
 IN_FLIGHT = ("check_async",)
+BARRIERS = ("check_barriers",)
 LANDED_CHECKS = ("check_async", "check_races", "check_init")
 PLANTED = [
     Planted("shared_read_race", "race: ", RACES),
@@ -37,6 +38,10 @@ PLANTED = [
     Planted("warp_race", "with no synchronisation of the warp between", ("check_warp_races",)),
     Planted("uninitialised", "which nothing has written", ("check_init",)),
     Planted("out_of_bounds", "of 4096 bytes of device memory", ("check_bounds",)),
+    # What a block or a thread has is an array of the emulator's: there is nothing to go on with outside of it.
+    Planted("shared_out_of_bounds", "shared access of 4 bytes at offset 512; the block has 512 bytes"),
+    Planted("local_out_of_bounds", r"local access of 4 bytes at offset -\d+; a thread has 16 bytes of local memory"),
+    Planted("parameter_out_of_bounds", r"access of 4 bytes at offset \d+ of the kernel's 20 bytes of parameters"),
     Planted("misaligned", "misaligned: access", ("check_alignment",)),
     Planted("read_only", "writes to read-only memory", ("check_readonly",)),
     Planted("barrier_count", "disagree on the thread count of barrier 1", ("check_barriers",)),
@@ -77,7 +82,9 @@ PLANTED = [
     Planted("wgmma_without_fence", "with no fence.proxy.async after it", ("check_proxy",), arch=90),
     Planted("wgmma_without_wait", "a register that a wgmma in flight writes", ("check_async",), arch=90),
     Planted("wgmma_operand_changed", "wgmma of the group of warp 0", RACES, arch=90),
-    Planted("wgmma_descriptors", "different descriptors of A", ("check_barriers",), arch=90),
+    Planted("wgmma_descriptors", "different descriptors of A", BARRIERS, arch=90),
+    Planted("wgmma_two_places", "warps of the warpgroup are at different wgmma instructions", BARRIERS, arch=90),
+    Planted("wgmma_three_warps", "waits for the warps of its warpgroup: 3 of 4 have come", arch=90),
     Planted("wgmma_never_fenced", "has touched a register of this wgmma with no wgmma.fence", IN_FLIGHT, arch=90),
     Planted("wgmma_accumulator_unfenced", "has touched a register of this wgmma", IN_FLIGHT, arch=90),
     Planted("wgmma_fragment_unfenced", "has touched a register of this wgmma", IN_FLIGHT, arch=90),

@@ -62,6 +62,26 @@ KERNEL out_of_bounds(float* out, const float*, int wrong) {
     out[1024 - 128 + threadIdx.x + (wrong ? 1 : 0)] = 1;
 }
 
+// The last warp's accesses leave the array, which is all the shared memory that the block has.
+KERNEL shared_out_of_bounds(float* out, const float* in, int wrong) {
+    __shared__ float s[128];
+    *const_cast<volatile float*>(s + threadIdx.x + (wrong ? 1 : 0)) = in[threadIdx.x];
+    out[threadIdx.x] = 1;
+}
+
+// Indexed at run time, so that the array lies in local memory. -1 is in front of all that a thread has.
+KERNEL local_out_of_bounds(float* out, const float* in, int wrong) {
+    float mine[4] = {1, 2, 3, 4};
+    mine[static_cast<int>(in[threadIdx.x]) % 4] = 5;
+    out[threadIdx.x] = mine[static_cast<int>(in[threadIdx.x]) % 4 - (wrong ? 4 : 0)];
+}
+
+// Behind the last parameter.
+KERNEL parameter_out_of_bounds(float* out, const float* in, const __grid_constant__ int wrong) {
+    const int* behind = &wrong + (wrong ? 1 + static_cast<int>(in[threadIdx.x]) : 0);
+    out[threadIdx.x] = 1 + *behind;
+}
+
 KERNEL misaligned(float* out, const float*, int wrong) {
     float4* p = reinterpret_cast<float4*>(out + (wrong ? 1 : 0));
     p[threadIdx.x] = make_float4(1, 2, 3, 4);

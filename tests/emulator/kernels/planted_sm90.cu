@@ -156,7 +156,20 @@ __device__ uint64_t descriptor(const void* p, unsigned leading, unsigned stride)
     return static_cast<uint64_t>((shared_address(p) & 0x3ffff) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
            static_cast<uint64_t>(stride >> 4) << 32;
 }
-enum MatrixStep { kMatrixRight, kMatrixNoFence, kMatrixNoWait, kMatrixOverwrite, kMatrixDescriptors };
+__device__ void wgmma(float (&d)[4], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 0, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "l"(a), "l"(b));
+}
+enum MatrixStep {
+    kMatrixRight,
+    kMatrixNoFence,
+    kMatrixNoWait,
+    kMatrixOverwrite,
+    kMatrixDescriptors,
+    kMatrixTwoPlaces,
+    kMatrixThreeWarps
+};
 __device__ void multiply(float* out, const float* in, MatrixStep step) {
     __shared__ __align__(128) __nv_bfloat16 a[64 * 16];
     __shared__ __align__(128) __nv_bfloat16 b[8 * 16];
@@ -169,9 +182,12 @@ __device__ void multiply(float* out, const float* in, MatrixStep step) {
                    db = descriptor(b, 128, 256);
     float d[4] = {0, 0, 0, 0};
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 0, 1, 1, 0, 0;"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "l"(da), "l"(db));
+    if (step != kMatrixTwoPlaces && step != kMatrixThreeWarps)
+        wgmma(d, da, db);
+    else if (threadIdx.x < 96)
+        wgmma(d, da, db);
+    else if (step == kMatrixTwoPlaces)
+        wgmma(d, db, da);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     if (step == kMatrixOverwrite) b[threadIdx.x] = __float2bfloat16(0);
     if (step == kMatrixNoWait)
@@ -192,6 +208,12 @@ KERNEL wgmma_operand_changed(float* out, const float* in, int wrong) {
 }
 KERNEL wgmma_descriptors(float* out, const float* in, int wrong) {
     multiply(out, in, wrong ? kMatrixDescriptors : kMatrixRight);
+}
+KERNEL wgmma_two_places(float* out, const float* in, int wrong) {
+    multiply(out, in, wrong ? kMatrixTwoPlaces : kMatrixRight);
+}
+KERNEL wgmma_three_warps(float* out, const float* in, int wrong) {
+    multiply(out, in, wrong ? kMatrixThreeWarps : kMatrixRight);
 }
 
 // What must happen to registers around a wgmma, in one asm block, so that the compiler moves nothing.

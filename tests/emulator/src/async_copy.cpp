@@ -272,13 +272,33 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
 }
 
 // ---- Bulk stores and reductions. type: of a reduction's elements; variant: Atomic.
-void reduce_into(u8* to, const u8* from, u32 bytes, Atomic op, Type type) {
+// Sums of float32 flush subnormals: 9.7.9.25.4.2 says so of bulk reductions. It says nothing of those by a tensor map
+// (9.7.9.27.1.3), so of these it is varied, unless the map's type is FLOAT32_FTZ.
+bool flushes(const TensorMap& map) {
+    return map.flushes || options().arith_seed % 2 == 0;
+}
+bool is_reduced(Atomic op, Type type) {  // by a tensor map: the table of 9.7.9.27.1.3
+    switch (op) {
+        case Atomic::add:
+            return type != Type::s64 && type != Type::f64 && type != Type::tf32 && size_of(type) > 1 &&
+                   type != Type::u16;
+        case Atomic::min:
+        case Atomic::max:
+            return type == Type::f16 || type == Type::bf16 || (size_of(type) > 2 && !is_floating(type));
+        case Atomic::inc:
+        case Atomic::dec:
+            return type == Type::u32;
+        default:
+            return size_of(type) > 2 && !is_floating(type);
+    }
+}
+void reduce_into(u8* to, const u8* from, u32 bytes, Atomic op, Type type, bool flushes) {
     const u32 each = static_cast<u32>(size_of(type));
     for (u32 k = 0; k + each <= bytes; k += each) {
         u64 old = 0, x = 0;
         std::memcpy(&old, to + k, each);
         std::memcpy(&x, from + k, each);
-        const u64 r = atomic_result(op, type, old, x, true);
+        const u64 r = atomic_result(op, type, old, x, flushes);
         std::memcpy(to + k, &r, each);
     }
 }
@@ -305,12 +325,13 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
         const Engine engine = next_engine(w);
         const Actor reader{engine.agent, engine.time, &engine.knows, true, false};
         const Actor writer{engine.agent, engine.time + 1, &engine.knows, true, reduces};
-        const auto store = [&](u64 address, u32 from, u32 bytes, Type type) {
+        const Atomic op = static_cast<Atomic>(in.variant);
+        const auto store = [&](u64 address, u32 from, u32 bytes, Type type, bool flushes) {
             u8* to = global_pointer(w, address, bytes, true);
             global_write(w, writer, address, bytes);
             const u8* source = block->shared.data() + from;
             if (reduces)
-                reduce_into(to, source, bytes, static_cast<Atomic>(in.variant), type);
+                reduce_into(to, source, bytes, op, type, flushes);
             else
                 std::memcpy(to, source, bytes);
         };
@@ -323,10 +344,9 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
             if (offset + bytes > block->shared.size())
                 fault(w, "the source of a tensor copy ends outside of the block's shared memory");
             shared_read(w, reader, *block, offset, bytes);
-            static constexpr Type types[] = {Type::none, Type::f16, Type::f32, Type::f64, Type::bf16};
-            const Type type = map.float_type ? types[map.float_type] : map.element_bytes == 8 ? Type::u64 : Type::u32;
+            if (reduces && !is_reduced(op, map.type)) fault(w, "there is no such reduction of the tensor map's type");
             for_rows_of_box(map, corner, [&](u32 at, u64 to, u32 run, bool inside) {
-                if (inside) store(to, swizzled(offset + at, map.swizzle), run, type);
+                if (inside) store(to, swizzled(offset + at, map.swizzle), run, map.type, flushes(map));
             });
         } else {
             const u32 bytes = w.reg32(in.operands[2].slot)[lane];
@@ -336,7 +356,7 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
             if (offset + bytes > block->shared.size())
                 fault(w, "the source of a bulk copy ends outside of the block's shared memory");
             shared_read(w, reader, *block, offset, bytes);
-            store(to, offset, bytes, in.type);
+            store(to, offset, bytes, in.type, true);
         }
         w.stores.push_back({engine.agent, engine.time, w.store_group});
     });

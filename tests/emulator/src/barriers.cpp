@@ -3,6 +3,7 @@
 #include "barriers.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -378,6 +379,9 @@ std::string describe_wait(Warp& w, const LaneGroup& group) {
                std::to_string(b.bytes) + " bytes are missing";
     }
     if (in.execute == execute_cluster_wait || in.execute == execute_cluster_arrive) return "the cluster's barrier";
+    if (in.opcode == "wgmma" && group.lanes == kAllLanes)
+        return "the warps of its warpgroup: " +
+               std::to_string(std::popcount(w.block->warpgroups[w.index / 4].arrived)) + " of 4 have come to the wgmma";
     return group.waiting ? "other lanes or warps" : "nothing: it spins";
 }
 

@@ -130,14 +130,19 @@ u8* shared_pointer(Warp& w, u64 address, u32 bytes, Block*& block, u32& offset) 
 }
 
 u8* local_pointer(Warp& w, int lane, u64 address, u32 bytes) {
-    const u32 offset = static_cast<u32>(address);
-    if (offset + bytes > w.frame_bytes) fault(w, "local access out of bounds");
+    const u64 offset = static_cast<u32>(address);
+    if (offset + bytes > w.frame_bytes)
+        fault(w, "local access of " + std::to_string(bytes) + " bytes at offset " +
+                     std::to_string(static_cast<i32>(offset)) + "; a thread has " + std::to_string(w.frame_bytes) +
+                     " bytes of local memory");
     return w.frame.data() + static_cast<std::size_t>(lane) * w.frame_bytes + offset;
 }
 
 const u8* param_pointer(Warp& w, u64 address, u32 bytes) {
-    const u32 offset = static_cast<u32>(address);
-    if (offset + bytes > grid_of(w).kernel->param_bytes) fault(w, "access past the kernel's parameters");
+    const u64 offset = static_cast<u32>(address);
+    if (offset + bytes > grid_of(w).kernel->param_bytes)
+        fault(w, "access of " + std::to_string(bytes) + " bytes at offset " + std::to_string(static_cast<i32>(offset)) +
+                     " of the kernel's " + std::to_string(grid_of(w).kernel->param_bytes) + " bytes of parameters");
     return grid_of(w).params + offset;
 }
 

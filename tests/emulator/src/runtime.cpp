@@ -39,7 +39,9 @@ struct FatBinary {
 struct HostFunction {
     FatBinary* binary = nullptr;
     std::string name;
-    std::optional<u32> allowed_dynamic_shared = {};  // by cudaFuncSetAttribute
+    // By cudaFuncSetAttribute.
+    std::optional<u32> allowed_dynamic_shared = {};
+    bool large_clusters = false;  // of more than 8 blocks
 };
 struct HostVariable {
     FatBinary* binary = nullptr;
@@ -129,15 +131,18 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** arguments, s
         const u64 threads = static_cast<u64>(block.x) * block.y * block.z;
         if (k.cluster[0] && cluster.x * cluster.y * cluster.z == 1)
             cluster = dim3(k.cluster[0], k.cluster[1], k.cluster[2]);
-        if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || threads == 0 ||
-            threads > 1024 || (k.max_threads && threads > k.max_threads))
+        if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535 ||
+            threads == 0 || threads > 1024 || block.z > 64 || (k.max_threads && threads > k.max_threads))
             return failed(cudaErrorInvalidConfiguration, name + ": grid or block out of range");
         if (shared > max_dynamic_shared(function, k))
             return failed(cudaErrorInvalidValue, name + ": " + std::to_string(shared) +
                                                      " bytes of dynamic shared memory are more than allowed");
-        if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z || cluster.x * cluster.y * cluster.z > 16)
-            return failed(cudaErrorInvalidConfiguration,
-                          name + ": the grid is no multiple of the cluster, or the cluster too large");
+        const u64 blocks = static_cast<u64>(cluster.x) * cluster.y * cluster.z;
+        const u32 most = options().arch < 90 ? 1 : functions()[function].large_clusters ? 16 : 8;
+        if (blocks == 0 || blocks > most || grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
+            return failed(cudaErrorInvalidClusterSize,
+                          name + ": the grid is no multiple of the cluster, or the cluster has more than " +
+                              std::to_string(most) + " blocks");
         std::vector<u8> params(k.param_bytes + 64);
         for (std::size_t i = 0; i < k.params.size(); ++i)
             std::memcpy(params.data() + k.params[i].offset, arguments[i], k.params[i].size);
@@ -244,6 +249,7 @@ cudaError_t cudaLaunchCooperativeKernel(const void* f, dim3 grid, dim3 block, vo
 cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute attribute, int value) {
     const auto found = functions().find(f);
     if (found == functions().end()) return cudaErrorInvalidDeviceFunction;
+    if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) found->second.large_clusters = value != 0;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || static_cast<u32>(value) > shared_per_block_limit()) return cudaErrorInvalidValue;
     found->second.allowed_dynamic_shared = static_cast<u32>(value);
@@ -350,7 +356,22 @@ cudaError_t cudaPeekAtLastError() {
     return last_error;
 }
 const char* cudaGetErrorName(cudaError_t e) {
-    return e == cudaSuccess ? "cudaSuccess" : "cudaErrorEmulated";
+    switch (e) {
+        case cudaSuccess:
+            return "cudaSuccess";
+        case cudaErrorInvalidValue:
+            return "cudaErrorInvalidValue";
+        case cudaErrorInvalidConfiguration:
+            return "cudaErrorInvalidConfiguration";
+        case cudaErrorInvalidClusterSize:
+            return "cudaErrorInvalidClusterSize";
+        case cudaErrorCooperativeLaunchTooLarge:
+            return "cudaErrorCooperativeLaunchTooLarge";
+        case cudaErrorLaunchFailure:
+            return "cudaErrorLaunchFailure";
+        default:
+            return "cudaErrorEmulated";
+    }
 }
 const char* cudaGetErrorString(cudaError_t e) {
     return e == cudaSuccess ? "no error" : last_report.c_str();
@@ -489,16 +510,13 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* out, CUtensorMapDataType type, cuui
                                 const cuuint64_t* extents, const cuuint64_t* strides, const cuuint32_t* box,
                                 const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
                                 CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill fill) {
-    struct ElementType {
-        u8 bytes, float_type;
-    };
-    static const std::map<CUtensorMapDataType, ElementType> types = {
-        {CU_TENSOR_MAP_DATA_TYPE_UINT8, {1, 0}},       {CU_TENSOR_MAP_DATA_TYPE_UINT16, {2, 0}},
-        {CU_TENSOR_MAP_DATA_TYPE_UINT32, {4, 0}},      {CU_TENSOR_MAP_DATA_TYPE_INT32, {4, 0}},
-        {CU_TENSOR_MAP_DATA_TYPE_UINT64, {8, 0}},      {CU_TENSOR_MAP_DATA_TYPE_INT64, {8, 0}},
-        {CU_TENSOR_MAP_DATA_TYPE_FLOAT16, {2, 1}},     {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, {4, 2}},
-        {CU_TENSOR_MAP_DATA_TYPE_FLOAT64, {8, 3}},     {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, {2, 4}},
-        {CU_TENSOR_MAP_DATA_TYPE_FLOAT32_FTZ, {4, 2}}, {CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, {4, 2}}};
+    static const std::map<CUtensorMapDataType, Type> types = {
+        {CU_TENSOR_MAP_DATA_TYPE_UINT8, Type::u8},        {CU_TENSOR_MAP_DATA_TYPE_UINT16, Type::u16},
+        {CU_TENSOR_MAP_DATA_TYPE_UINT32, Type::u32},      {CU_TENSOR_MAP_DATA_TYPE_INT32, Type::s32},
+        {CU_TENSOR_MAP_DATA_TYPE_UINT64, Type::u64},      {CU_TENSOR_MAP_DATA_TYPE_INT64, Type::s64},
+        {CU_TENSOR_MAP_DATA_TYPE_FLOAT16, Type::f16},     {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, Type::f32},
+        {CU_TENSOR_MAP_DATA_TYPE_FLOAT64, Type::f64},     {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Type::bf16},
+        {CU_TENSOR_MAP_DATA_TYPE_FLOAT32_FTZ, Type::f32}, {CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, Type::tf32}};
     const auto element = types.find(type);
     if (element == types.end() || rank < 1 || rank > 5 || reinterpret_cast<u64>(address) % 16 ||
         reinterpret_cast<u64>(out) % 64 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
@@ -508,8 +526,9 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* out, CUtensorMapDataType type, cuui
     map.magic = TensorMap::kMagic;
     map.address = reinterpret_cast<u64>(address);
     map.rank = static_cast<u8>(rank);
-    map.element_bytes = element->second.bytes;
-    map.float_type = element->second.float_type;
+    map.element_bytes = static_cast<u8>(size_of(element->second));
+    map.type = element->second;
+    map.flushes = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32_FTZ;
     map.swizzle = static_cast<u8>(swizzle);
     map.fill_nan = fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
     for (u32 d = 0; d < rank; ++d) {

@@ -1,6 +1,6 @@
 // CUtensorMap: 128 opaque bytes. These are the emulator's own; cuTensorMapEncodeTiled (runtime.cpp) makes them.
 #pragma once
-#include "numbers.h"
+#include "program.h"
 
 namespace emulator {
 
@@ -14,7 +14,8 @@ struct TensorMap {
     u16 box[5];
     u8 element_stride[5];
     u8 element_bytes, rank, swizzle, fill_nan;  // swizzle: 0 none, 1 32 bytes, 2 64, 3 128
-    u8 float_type;                              // of a reduction: 0 none, 1 f16, 2 f32, 3 f64, 4 bf16; else integers
+    Type type;                                  // of the elements: what reductions compute with
+    u8 flushes;                                 // .ftz: their subnormals are zeros
 
     u32 box_bytes() const {
         u32 n = element_bytes;
