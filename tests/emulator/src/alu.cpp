@@ -1,6 +1,7 @@
 // Arithmetic, logic and comparisons of a lane with itself.
-// PTX ISA: "Integer Arithmetic", "Extended-Precision Integer Arithmetic", "Floating-Point", "Half-Precision
-// Floating-Point", "Comparison and Selection", "Logic and Shift", "Data Movement: mov, prmt".
+// PTX ISA: 9.7.1 "Integer Arithmetic", 9.7.2 "Extended-Precision Integer Arithmetic", 9.7.3 "Floating-Point",
+// 9.7.4 "Half Precision Floating-Point", 9.7.6 "Comparison and Selection", 9.7.7 "Half Precision Comparison",
+// 9.7.8 "Logic and Shift", 9.7.9.3 "mov", 9.7.9.7 "prmt".
 #include <algorithm>
 #include <cfenv>
 #include <cmath>

@@ -38,7 +38,8 @@ double exact(Approximate function, double x) {
     return 0;
 }
 
-// The largest error that the manual allows ("Floating Point Instructions", each instruction's table of errors).
+// The largest error that the manual allows (PTX ISA, 9.7.3.13 to 9.7.3.22, 9.7.4.9 and
+// 9.7.4.10: the text of each instruction).
 double bound(Approximate function, double x, double result) {
     const double magnitude = std::fabs(result);
     switch (function) {

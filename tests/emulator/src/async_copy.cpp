@@ -1,5 +1,6 @@
 // Asynchronous copies: cp.async, cp.async.bulk, tensor copies (TMA), and reductions.
-// PTX ISA: "Data Movement: cp.async", "cp.async.bulk", "cp.reduce.async.bulk", "Tensor copy: cp.async.bulk.tensor".
+// PTX ISA: 9.7.9.25.3 "Non-bulk copy", 9.7.9.25.4 "Bulk copy", 9.7.9.27.1 "Tensor copy", 9.7.9.27.2 "Bulk and Tensor
+// copy completion instructions", 9.7.13.15.15 "cp.async.mbarrier.arrive"; 5.5 "Tensors".
 //
 // Each lands as late as the program allows: cp.async when it is waited for; a bulk load makes its destination garbage
 // at once and holds the data some random turns later. Bulk copies are agents of their own for the race check: a store

@@ -1,5 +1,6 @@
 // bar and barrier, barrier.cluster, mbarrier, and the proxy fences.
-// PTX ISA: "bar, barrier", "barrier.cluster", "mbarrier", "membar, fence", "Async proxy".
+// PTX ISA: 9.7.13.1 "bar, barrier", 9.7.13.3 "barrier.cluster", 9.7.13.15 "mbarrier",
+// 9.7.13.4 "membar / fence", 9.7.9.25.2 "Async Proxy".
 #include "barriers.h"
 
 #include <algorithm>

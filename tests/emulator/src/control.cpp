@@ -1,5 +1,5 @@
 // Branches, ends, calls, and instructions that do nothing here.
-// PTX ISA: "Control Flow", "Miscellaneous".
+// PTX ISA: 9.7.12 "Control Flow", 9.7.13.13 "griddepcontrol", 9.7.19 "Miscellaneous".
 #include "control.h"
 
 #include <cstdio>

@@ -1,4 +1,4 @@
-// cvt: conversions between number types. PTX ISA: "Data Movement and Conversion: cvt".
+// cvt: conversions between number types. PTX ISA: 9.7.9.21 "cvt".
 #include <cmath>
 #include <limits>
 

@@ -1,7 +1,8 @@
 // Matrix instructions: ldmatrix, stmatrix, movmatrix, mma.sync, wgmma. How fragments lie in registers and shared
-// memory; the arithmetic is tensor_core.cpp's. PTX ISA: "Warp Level Matrix Multiply-Accumulate Instructions",
-// "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions" with its "Matrix Descriptor" and "Canonical
-// Layouts".
+// memory; the arithmetic is tensor_core.cpp's. PTX ISA: 9.7.14.5 "Matrix multiply-accumulate operation using mma
+// instruction" (fragments: .7 to .10; mma .14, ldmatrix .15, stmatrix .16, movmatrix .17), 9.7.15 "Asynchronous
+// Warpgroup Level Matrix Multiply-Accumulate Instructions" (fragments 9.7.15.5.1.1, layouts 9.7.15.5.1.2, fence and
+// groups 9.7.15.7).
 #include <algorithm>
 #include <cstring>
 
@@ -210,7 +211,7 @@ bool tensor_input_of(Type type, TensorInput& input) {
 }
 
 // ---- wgmma
-// A descriptor of a matrix in shared memory ("Matrix Descriptor Format").
+// A descriptor of a matrix in shared memory (9.7.15.5.1.2.2 "Matrix Descriptor Format").
 struct Descriptor {
     u32 start, leading, stride, swizzle;  // bytes; swizzle as in tensor_map.h
 };

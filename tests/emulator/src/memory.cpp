@@ -1,5 +1,6 @@
 // Memory: which host memory is device memory; address spaces; ld, st, atom and red.
-// PTX ISA: "State Spaces", "Generic Addressing", "Memory Consistency Model", "Data Movement: ld, st", "atom", "red".
+// PTX ISA: 5.1 "State Spaces", 6.4.1.1 "Generic Addressing", 8 "Memory Consistency Model", 9.7.9.8 "ld", 9.7.9.11 "st",
+// 9.7.9.19 "isspacep", 9.7.9.20 "cvta", 9.7.9.23 "mapa", 9.7.9.24 "getctarank", 9.7.13.5 "atom", 9.7.13.6 "red".
 #include "memory.h"
 
 #include <algorithm>
@@ -202,7 +203,7 @@ namespace {
 // ---- Order through global memory
 // A release (a write after a fence, or one that is itself a release) leaves what its warp knew at the address; an
 // acquire takes it up. Relaxed writes show what was known at the warp's last fence; what relaxed reads see is known
-// from the reader's next fence on. ("Release and Acquire Patterns")
+// from the reader's next fence on. (8.8 "Release and Acquire Patterns")
 enum class Order : u32 { weak, relaxed, acquire, release, acq_rel };
 
 struct SyncLocation {

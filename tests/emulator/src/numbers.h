@@ -58,7 +58,7 @@ struct BFloat16 {
     operator float() const { return bfloat16_to_float(bits); }
 };
 
-// `.ftz`: subnormal inputs and results are zeros of the same sign (PTX ISA, "Floating Point Instructions").
+// `.ftz`: subnormal inputs and results are zeros of the same sign (PTX ISA, 9.7.3).
 // A number that flushes itself whenever it is read from a register or made from a result.
 struct FlushedFloat {
     float value;

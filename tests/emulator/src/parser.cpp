@@ -1,6 +1,6 @@
 // PTX text to Module: variables, and functions as lists of instructions with operands resolved to registers, frame
 // offsets and branch targets. What an instruction means is not looked at here (linker.cpp, instruction_table.cpp).
-// Grammar: PTX ISA, "Syntax" and "Directives".
+// Grammar: PTX ISA, 4 "Syntax" and 11 "Directives".
 #include <cctype>
 #include <set>
 

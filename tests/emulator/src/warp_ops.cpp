@@ -1,5 +1,6 @@
 // What the lanes of a warp do together: shuffles, votes, matches, reductions, elections.
-// PTX ISA: "Parallel Synchronization and Communication: bar.warp.sync, vote, match, activemask, redux, elect", "shfl".
+// PTX ISA: 9.7.9.6 "shfl.sync", 9.7.13.9 "vote.sync", 9.7.13.10 "match.sync", 9.7.13.11 "activemask",
+// 9.7.13.12 "redux.sync", 9.7.13.14 "elect.sync", 9.7.13.2 "bar.warp.sync".
 #include <algorithm>
 #include <cstring>
 
