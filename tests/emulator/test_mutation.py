@@ -6,6 +6,7 @@ removal is a run: ``pytest -m nightly tests/emulator/test_mutation.py -rP`` prin
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -266,7 +267,8 @@ def test_every_removal_is_noticed_or_explained(name, tmp_path):
     program, table = PROGRAMS[name], tmp_path / "table.json"
     command = [sys.executable, "-m", "tests.emulator.mutate", "--arch", program.arch, "--json", str(table)]
     command += ["--kernel", program.kernels, "--setup", COMMON + program.setup, "-c", program.run]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONSAFEPATH": ""}  # `python -m` finds the tool in the checkout
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(table.read_text())
     noticed = {row["source"] for row in rows if row["noticed"]}  # in some kernel that is made of this line
