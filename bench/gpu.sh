@@ -5,6 +5,9 @@
 #   test-OP    the op's tests on the GPU: `pytest -m cuda tests/ops/test_OP.py`
 #   test-cuda  streams, graphs, memory beyond 32-bit indices: `pytest -m cuda tests/test_cuda.py`
 #   wgmma      records what the card's wgmma computes (OUT/wgmma.npz), and compares it with the emulated device's guess
+#   agree      compares what the ops give at fixed inputs with OUT/emulated.npz, recorded where there is an emulated device:
+#              PYGPT_EMULATE=90 python tests/emulator/agree.py record OUT/emulated.npz (80 for a card before Hopper);
+#              without that file it is left out
 #   TOOL       memcheck, racecheck, synccheck, initcheck: compute-sanitizer over small cases of the op tests
 #   bench-OP   `bench/compare.py --device cuda --only OP`, and bench-model, the whole model
 #
@@ -13,7 +16,7 @@
 # (nothing runs without the build). At the end OUT/summary.txt has a line for each piece, and the benchmark's tables.
 set -uo pipefail
 if [ $# -lt 1 ]; then
-    sed -n 's/^# \{0,1\}//p' "$0" | sed -n 2,13p
+    sed -n 's/^# \{0,1\}//p' "$0" | sed -n 2,16p
     exit 2
 fi
 mkdir -p "$1"
@@ -59,6 +62,7 @@ piece() {
         test-*) tests "tests/ops/test_${1#test-}.py" ;;
         bench-*) compare "${1#bench-}" ;;
         wgmma) "$python" -I tests/emulator/record.py "$out/wgmma.npz" ;;
+        agree) "$python" -I tests/emulator/agree.py compare "$out/emulated.npz" ;;
         memcheck | racecheck | synccheck | initcheck) sanitizer "$1" ;;
         *) echo "bench/gpu.sh has no piece $1" && return 2 ;;
     esac
@@ -67,7 +71,9 @@ piece() {
 if [ $# -eq 0 ]; then
     set -- build
     for op in $ops; do set -- "$@" "test-$op"; done
-    set -- "$@" test-cuda wgmma memcheck racecheck synccheck initcheck
+    set -- "$@" test-cuda wgmma
+    if [ -e "$out/emulated.npz" ]; then set -- "$@" agree; fi
+    set -- "$@" memcheck racecheck synccheck initcheck
     for op in $ops; do set -- "$@" "bench-$op"; done
     set -- "$@" bench-model
 fi
