@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_one_wheel_runs_beside_the_oldest_and_the_newest_torch(torch, wheel, tmp
     run(python, "-m", "pip", "install", "--quiet", torch, f"{wheel}[test]")
     out = run(tmp_path / "venv/bin/pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", cwd=ROOT)
     assert " passed" in out
+
+
+def test_a_wheel_holds_nothing_of_the_emulated_device(wheel):
+    """Neither the module nor a part of it: what it says of faults, as a mark of its code."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert not [name for name in names if "emulat" in name.lower() or name.startswith("tests")]
+        (module,) = [name for name in names if name.startswith("pygpt/_C.") and not name.endswith(".pyi")]
+        for mark in (b"pygpt emulator: ", b"is not emulated"):
+            assert mark not in archive.read(module)
 
 
 def test_the_scalar_kernels_build_for_aarch64(tmp_path):
