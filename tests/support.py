@@ -18,6 +18,10 @@ from pygpt.extension import C
 THREAD_COUNTS = (1, 2, 3, 7, 16)
 # The architecture whose kernels run on CPU tensors, or None.
 EMULATED = os.environ.get("PYGPT_EMULATE") or None
+# What tests of equal bits vary on the emulated device: how many orders of the warps' turns, which may be asked for; and
+# guesses at what is not known of the arithmetic (arith_seed).
+INTERLEAVINGS = int(os.environ.get("PYGPT_TEST_INTERLEAVINGS", "3"))
+ARITHMETICS = range(3)
 # For tests of what only the CPU does: it raises what depends on values, and has no float16.
 on_the_cpu = pytest.mark.cpu
 
@@ -193,25 +197,38 @@ def launches_of(run: Callable[[], object]) -> list[dict[str, Any]]:
         C.emulator.set_option("count", "0")
 
 
+@contextlib.contextmanager
+def emulated_options(**options: int) -> Iterator[None]:
+    """Set options of the emulated device inside the block, and then the environment's, or the defaults, again."""
+    defaults = {"seed": "1", "arith_seed": "0", "multiprocessors": "4"}
+    try:
+        for name, value in options.items():
+            C.emulator.set_option(name, str(value))
+        yield
+    finally:
+        for name in options:
+            C.emulator.set_option(name, os.environ.get(f"PYGPT_EMULATOR_{name.upper()}", defaults[name]))
+
+
+def arithmetic(guess: int) -> contextlib.AbstractContextManager[None]:
+    """One of `ARITHMETICS` on the emulated device."""
+    return emulated_options(arith_seed=guess)
+
+
 def assert_bits_hold_emulated(run: Callable[[], Sequence[Tensor]], what: str) -> None:
     """Fail unless run() gives the same bytes in every order of the warps' turns and on every number of processors.
 
     What is not known of the arithmetic is the same within a comparison, and varied between them.
     """
-    defaults = {"seed": "1", "arith_seed": "0", "multiprocessors": "4"}
-    defaults = {name: os.environ.get(f"PYGPT_EMULATOR_{name.upper()}", value) for name, value in defaults.items()}
-    try:
-        for arith_seed in range(3):
-            C.emulator.set_option("arith_seed", str(arith_seed))
+    for guess in ARITHMETICS:
+        with arithmetic(guess):
             expected = run()
-            for seed, multiprocessors in ((2, 1), (3, 7)):
-                C.emulator.set_option("seed", str(seed))
-                C.emulator.set_option("multiprocessors", str(multiprocessors))
-                for i, (a, b) in enumerate(zip(expected, run(), strict=True)):
+            for seed in range(2, INTERLEAVINGS + 1):
+                multiprocessors = (1, 7, 4)[seed % 3 - 2]
+                with emulated_options(seed=seed, multiprocessors=multiprocessors):
+                    again = run()
+                for i, (a, b) in enumerate(zip(expected, again, strict=True)):
                     assert_same_bits(a, b, f"{what}, result {i}, {multiprocessors} processors, seed {seed}")
-    finally:
-        for name, value in defaults.items():
-            C.emulator.set_option(name, value)
 
 
 def assert_bits_hold(run: Callable[[], Sequence[Tensor]], what: str) -> None:

@@ -224,16 +224,20 @@ for _ in range(steps):
 
 prompts, lengths = tokens[:, :9], torch.tensor([9, 4])[:batch]
 new = 5
-with torch.no_grad():
+emulator = getattr(pygpt.extension.C, "emulator", None)
+for guess in range(3 if emulator else 1):  # at what is not known of the arithmetic
+    if emulator:
+        emulator.set_option("arith_seed", str(guess))
     written = model.generate(
         prompts, new, temperature=0.0, prompt_lengths=lengths, exact=True, return_logprobs=True
     )
     for row, length in enumerate(lengths.tolist()):
         ids = written.tokens[row : row + 1, : length + new]
-        logits = model(ids)[0, length - 1 : -1]  # not cached, the row alone
+        with torch.no_grad():
+            logits = model(ids)[0, length - 1 : -1]  # not cached, the row alone
         expected = -ops.cross_entropy(logits, ids[0, length:], reduction="none")
-        assert torch.equal(written.logprobs[row].view(torch.int32), expected.view(torch.int32)), row
-        assert torch.equal(logits.argmax(-1), ids[0, length:]), row
+        assert torch.equal(written.logprobs[row].view(torch.int32), expected.view(torch.int32)), (guess, row)
+        assert torch.equal(logits.argmax(-1), ids[0, length:]), (guess, row)
 print(json.dumps(losses))
 """
 
@@ -266,16 +270,42 @@ prompts, lengths = torch.randint(61, (3, 20)), torch.tensor([20, 1, 11])
 options = {"max_new_tokens": 5, "temperature": 0.7, "return_logprobs": True}
 exact = model.generate(prompts, prompt_lengths=lengths, exact=True, **options)
 assert not any(C.last_used(op).endswith("_decode") for op in ("attention", "feed_forward", "linear"))
-batch = model.generate(prompts, prompt_lengths=lengths, **options)
-assert all(C.last_used(op) == "cuda_sm80_decode" for op in ("attention", "feed_forward", "linear"))
-assert torch.equal(batch.tokens, exact.tokens)
-torch.testing.assert_close(batch.logprobs, exact.logprobs, rtol=1e-4, atol=1e-5)
-for row, length in enumerate(lengths.tolist()):
-    alone = model.generate(prompts[row : row + 1, :length], seed=row, **options)
-    assert torch.equal(alone.tokens[0], batch.tokens[row, : length + 5]), row
-    assert torch.equal(alone.logprobs[0].view(torch.int32), batch.logprobs[row].view(torch.int32)), row
+for guess in range(3):  # at what is not known of the arithmetic
+    C.emulator.set_option("arith_seed", str(guess))
+    batch = model.generate(prompts, prompt_lengths=lengths, **options)
+    assert all(C.last_used(op) == "cuda_sm80_decode" for op in ("attention", "feed_forward", "linear"))
+    assert torch.equal(batch.tokens, exact.tokens)
+    torch.testing.assert_close(batch.logprobs, exact.logprobs, rtol=1e-4, atol=1e-5)
+    for row, length in enumerate(lengths.tolist()):
+        alone = model.generate(prompts[row : row + 1, :length], seed=row, **options)
+        assert torch.equal(alone.tokens[0], batch.tokens[row, : length + 5]), row
+        assert torch.equal(alone.logprobs[0].view(torch.int32), batch.logprobs[row].view(torch.int32)), row
 """
     output(program, "80")
+
+
+@needs_the_module
+@pytest.mark.nightly
+@pytest.mark.parametrize("key", ["hashes", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", ["80", "90"])
+def test_a_step_and_a_decode_have_the_same_bits_in_twenty_interleavings(device, dtype, key):
+    """All that tests/golden/step.py takes, whatever the order of the warps' turns and the number of processors."""
+    program = """
+import json, sys
+sys.path.append(sys.argv[1])
+from pygpt.extension import C
+from tests.golden.step import CONFIGS, hashes
+for seed in range(20):
+    C.emulator.set_option("seed", str(seed))
+    C.emulator.set_option("multiprocessors", str((4, 1, 7)[seed % 3]))
+    print(json.dumps(hashes(CONFIGS[sys.argv[2]], sys.argv[3])))
+"""
+    lines = output(program, device, (str(Path(__file__).parents[1]), key, dtype)).splitlines()
+    assert len(lines) == 20
+    first = json.loads(lines[0])
+    moved = {seed: [what for what in first if json.loads(x)[what] != first[what]] for seed, x in enumerate(lines)}
+    assert not any(moved.values()), {seed: whats for seed, whats in moved.items() if whats}
 
 
 MEMORY_BOUND = {
