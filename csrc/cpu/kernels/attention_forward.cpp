@@ -69,6 +69,23 @@ struct Block {
     }
 };
 
+// A row's sum of powers, lane by lane, to which a key tile's are added: one by one, but where a vector has one lane in
+// four chains, since the error of 64 numbers added one by one shows.
+template <class V>
+struct PowerSum {
+    static constexpr std::int64_t chains = V::lanes == 1 ? 4 : 1;
+    V chain[chains];
+
+    explicit PowerSum(V before) : chain{before} {
+        for (std::int64_t i = 1; i < chains; ++i) chain[i] = V::zero();
+    }
+    void add(std::int64_t key, V power) { chain[key % chains] = chain[key % chains] + power; }
+    V total() const {
+        if constexpr (chains == 1) return chain[0];
+        return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    }
+};
+
 // The same for few rows, whose keys are not.
 template <class Storage, int... counts>
 void multiply_keys_of_few(std::integer_sequence<int, counts...>, const Head<Storage>& head, std::int64_t base,
@@ -139,10 +156,10 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
             for (std::int64_t r = 0; r < group; ++r) {
                 const Number* x = block.scores + r * key_tile;
                 const V shift = V::broadcast(-from[r]);
-                V sum = V::load(block.sum + (row + r) * V::lanes) * V::broadcast(block.rescale[r]);
+                PowerSum<V> sum(V::load(block.sum + (row + r) * V::lanes) * V::broadcast(block.rescale[r]));
                 const auto weight = [&](std::int64_t j) __attribute__((always_inline)) {
                     const V power = exp2_at_most_one(fma(V::load(x + j), unit, shift));
-                    sum = sum + power;
+                    sum.add(j, power);
                     return power;
                 };
                 if (scores.drops()) {
@@ -154,7 +171,7 @@ void forward_rows(const attention::Forward& a, const Scores<Storage>& scores, co
                 } else {
                     store_over_keys(span, block.weights + r * key_tile, weight);
                 }
-                sum.store(block.sum + (row + r) * V::lanes);
+                sum.total().store(block.sum + (row + r) * V::lanes);
             }
             const auto add_values = [&](auto v) {
                 multiply<To::rescale>(group, block.width / V::lanes, steps_of<Storage>(span),
