@@ -67,8 +67,8 @@ def writers(measured: dict[str, Any]) -> list[str]:
         of_batch = speeds.setdefault(r["label"], {}).setdefault(r["batch"], [])
         of_batch.append(f"{r['dtype']} {r['tokens_per_second']:.0f}")
     batches = list(dict.fromkeys(r["batch"] for r in measured["results"]))
-    heads = [f"{batch} rows" if batch > 1 else "1 row" for batch in batches] if batches != [1] else [""]
-    heads[0] = "tokens/s" + (f", {heads[0]}" if heads[0] else "")
+    rows = [f"{batch} rows" if batch > 1 else "1 row" for batch in batches]
+    heads = ["tokens/s"] if batches == [1] else [f"tokens/s, {rows[0]}", *rows[1:]]
     lines = [f"| | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
     return [
         *lines,
