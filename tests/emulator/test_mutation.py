@@ -107,16 +107,15 @@ def linear(arch: str, *cases: str) -> Program:
     return Program(arch, f"{LINEAR}cases = [{', '.join(f'linear_case({c})' for c in cases)}]", RUN)
 
 
-LAYER_NORM = """
-def normalised(x, residual, weight, bias):
-    s = x + residual
-    return torch.nn.functional.layer_norm(s, s.shape[-1:], weight, bias), s
+# The residual stream in the dtype of what is added to it, and in float32.
+NORM = """
+from pygpt import reference
+shapes = (70, 130), (7, 2500), (3, 20000)
 cases = [
-    Case(ops.add_layer_norm, normalised,
-         (drawn(rows, width, dtype=dtype), drawn(rows, width, dtype=dtype), drawn(width, dtype=dtype),
-          drawn(width, dtype=dtype)), 4,
-         1e-5 if dtype == fp32 else 0.03)
-    for dtype in (fp32, bf16) for rows, width in ((70, 130), (7, 2500), (3, 20000))
+    Case(getattr(ops, NAME), getattr(reference, NAME),
+         (drawn(rows, width, dtype=dtype), drawn(rows, width, dtype=stream),
+          *(drawn(width, dtype=stream) for _ in range(PARAMETERS))), 2 + PARAMETERS, 1e-5 if dtype == fp32 else 0.03)
+    for dtype, stream in ((fp32, fp32), (bf16, bf16), (bf16, fp32)) for rows, width in shapes
 ]
 """
 CROSS_ENTROPY = """
@@ -239,7 +238,8 @@ PROGRAMS = {
         " for d in (64, 128) for t in (bf16, fp32)]",
         RUN,
     ),
-    "layer norm with residual": Program("80", LAYER_NORM, RUN),
+    "layer norm with residual": Program("80", "NAME, PARAMETERS = 'add_layer_norm', 2" + NORM, RUN),
+    "RMS norm with residual": Program("80", "NAME, PARAMETERS = 'add_rms_norm', 1" + NORM, RUN),
     "cross entropy": Program("80", CROSS_ENTROPY, RUN),
     "linear cross entropy": Program("80", "DTYPES = [fp32, bf16]" + LINEAR_CROSS_ENTROPY, RUN),
     "sampling": Program("80", SAMPLE, SAMPLED),
