@@ -50,6 +50,18 @@ void places(py::handle tokens, py::handle lengths, py::handle alive, py::handle 
     call.run(session::find_places, arguments);
 }
 
+void append(py::handle tokens, py::handle lengths, py::handle alive, py::handle chosen, py::handle ends) {
+    Call call;
+    const session::Append arguments{
+        .tokens = call.output(tokens, "tokens"),
+        .lengths = call.output(lengths, "lengths"),
+        .alive = call.output(alive, "alive"),
+        .chosen = call.input(chosen, "chosen"),
+        .ends = call.input(ends, "ends"),
+    };
+    call.run(session::append, arguments);
+}
+
 void copy(py::handle x, py::handle out) {
     Call call;
     const session::Copy arguments{.x = call.input(x, "x"), .out = call.output(out, "out")};
@@ -77,6 +89,8 @@ void add_session(py::module_& module) {
     module.def("session_run", &run, py::arg("recording"));
     module.def("session_places", &places, py::arg("tokens"), py::arg("lengths"), py::arg("alive"), py::arg("capacity"),
                py::arg("ids"), py::arg("positions"), py::arg("slots"), py::arg("query_start"), py::arg("key_lengths"));
+    module.def("session_append", &append, py::arg("tokens"), py::arg("lengths"), py::arg("alive"), py::arg("chosen"),
+               py::arg("ends"));
     module.def("session_copy", &copy, py::arg("x"), py::arg("out"));
     module.def("session_store", &store, py::arg("k"), py::arg("v"), py::arg("slots"), py::arg("k_cache"),
                py::arg("v_cache"));

@@ -24,6 +24,14 @@ void check_integers(const check::Named& argument, const Device& device, std::ini
     check::contiguous(argument);
 }
 
+void check_alive(const TensorView& alive, const Device& device, std::int64_t rows) {
+    const check::Named argument{"alive", alive};
+    check::dtype_is(argument, DType::boolean, "whether a row goes on");
+    check::on_device(argument, device, "where the cache is");
+    check::shape_is(argument, {rows}, "one for each row");
+    check::contiguous(argument);
+}
+
 // Whether a launcher of kernels is to be called, for tensors on this device.
 template <class Arguments>
 bool on_cuda(const Device& device, void (*launcher)(const Arguments&)) {
@@ -70,10 +78,7 @@ void find_places(Places arguments) {
     const Device device = a.tokens.device;
     check_integers({"tokens", a.tokens}, device, {rows, most});
     check_integers({"lengths", a.lengths}, device, {rows});
-    check::dtype_is({"alive", a.alive}, DType::boolean, "whether a row goes on");
-    check::on_device({"alive", a.alive}, device, "where the cache is");
-    check::shape_is({"alive", a.alive}, {rows}, "one for each row");
-    check::contiguous({"alive", a.alive});
+    check_alive(a.alive, device, rows);
     check_integers({"ids", a.ids}, device, {rows, 1});
     check_integers({"positions", a.positions}, device, {rows, 1});
     check_integers({"slots", a.slots}, device, {rows});
@@ -93,6 +98,33 @@ void find_places(Places arguments) {
         integers(a.slots)[row] = row * (a.capacity + 1) + (alive ? place : a.capacity);
         integers(a.query_start)[row] = place;
         integers(a.key_lengths)[row] = alive ? length : 0;
+    }
+}
+
+void append(Append arguments) {
+    const Append& a = arguments;
+    check::dimensions_are({"tokens", a.tokens}, 2, "(rows, most tokens)");
+    check::dimensions_are({"ends", a.ends}, 1, "(tokens,)");
+    const std::int64_t rows = a.tokens.shape[0], most = a.tokens.shape[1];
+    const Device device{DeviceType::cpu, 0};
+    check_integers({"tokens", a.tokens}, device, {rows, most});
+    check_integers({"lengths", a.lengths}, device, {rows});
+    check_integers({"chosen", a.chosen}, device, {rows});
+    check_integers({"ends", a.ends}, device, {a.ends.shape[0]});
+    check_alive(a.alive, device, rows);
+    auto* const alive = static_cast<std::uint8_t*>(a.alive.data);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const std::int64_t length = integers(a.lengths)[row];
+        if (alive[row] && (length < 0 || length >= most)) {
+            throw ValueError(text("lengths[", row, "] is ", length, ", but must be at least 0 and less than ", most));
+        }
+    }
+    const std::int64_t* const ends = integers(a.ends);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        if (!alive[row]) continue;
+        const std::int64_t token = integers(a.chosen)[row];
+        integers(a.tokens)[row * most + integers(a.lengths)[row]++] = token;
+        alive[row] = std::find(ends, ends + a.ends.shape[0], token) == ends + a.ends.shape[0];
     }
 }
 

@@ -25,6 +25,16 @@ struct Places {
     TensorView key_lengths;  // (R,)
 };
 
+// Writes each row's next token behind its last; on the CPU, where a call costs more than its work. Contiguous, int64
+// but for alive.
+struct Append {
+    TensorView tokens;   // (R, L)
+    TensorView lengths;  // (R,), each at least 0 and less than L: becomes one more in rows that are alive
+    TensorView alive;    // (R,), bool: becomes false where the token is one of `ends`
+    TensorView chosen;   // (R,), passed over in rows that are not alive
+    TensorView ends;     // (E,)
+};
+
 // Copies keys and values of new tokens to their slots; what the places hold that no query sees is anything. The last
 // dimension of each but slots has stride 1.
 struct Store {
@@ -40,6 +50,7 @@ struct Copy {
 };
 
 void find_places(Places arguments);
+void append(Append arguments);
 void copy(Copy arguments);
 void store(Store arguments);
 

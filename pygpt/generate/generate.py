@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pygpt import ops
-from pygpt.extension import EMULATED
+from pygpt.extension import EMULATED, C
 from pygpt.generate import recording
 from pygpt.generate.cache import KeyValueCache
 from pygpt.generate.prompts import (
@@ -283,6 +283,7 @@ class _Writer:
         self.starts: list[int] = starts.tolist()
         self.steps = steps
         self.on_device = rules.nothing
+        self._on_host = device.type == "cpu" and not EMULATED
         self._chosen = self.lengths  # (R,) the last tokens
         self._first = starts
         self._rules = rules
@@ -290,9 +291,8 @@ class _Writer:
         self._stream = stream
         self._told = stream is not None or bool(stops.strings)  # the host reads every token
         self._on, self._tails = [True] * rows, [b""] * rows  # what it knows of them then
-        self._ends: Tensor | None = None
-        if stops.tokens and not self._told:
-            self._ends = torch.tensor(sorted(stops.tokens), device=device)
+        watched = [] if self._told else sorted(stops.tokens)
+        self._ends = torch.tensor(watched, dtype=torch.int64, device=device)
         self._look_every = LOOK_EVERY if recording.has_graphs(device) or EMULATED else 1
         self._all_alive = rows == 1 and self._look_every == 1  # a single row's end is seen before the next step
         self._seeds = seeds
@@ -333,10 +333,13 @@ class _Writer:
         place = chosen.unsqueeze(1)  # (R, 1)
         if self._history is not None:
             self._history.scatter_(1, place, self._history.gather(1, place) | self.alive.unsqueeze(1))
-        self.tokens.scatter_(1, self.lengths.unsqueeze(1), place)
-        self.lengths += self.alive
-        if self._ends is not None:
-            self.alive &= (place != self._ends).all(1)
+        if self._on_host:
+            C.session_append(self.tokens, self.lengths, self.alive, chosen, self._ends)
+        else:
+            self.tokens.scatter_(1, self.lengths.unsqueeze(1), place)
+            self.lengths += self.alive
+            if self._ends.numel():
+                self.alive &= (place != self._ends).all(1)
         self._chosen = chosen
 
     def goes_on(self, step: int) -> bool:
@@ -348,7 +351,7 @@ class _Writer:
             if tell_and_stop(self._chosen, self._on, self._stops, self._tails, self._stream):
                 self.alive.copy_(torch.tensor(self._on, device="cpu"))
             return any(self._on)
-        return self._ends is None or step % self._look_every != 0 or bool(self.alive.any())
+        return not self._ends.numel() or step % self._look_every != 0 or bool(self.alive.any())
 
 
 def _read(

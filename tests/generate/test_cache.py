@@ -103,6 +103,28 @@ def test_keys_and_values_go_to_their_slots(form, head_dim, dtype, generator):
         C.session_store(k, v, slots, caches[0].double(), caches[1])
 
 
+@pytest.mark.skipif(EMULATED is not None, reason="on CUDA torch's kernels write the tokens, in the step's graph")
+def test_the_next_tokens_are_written():
+    tokens, chosen = torch.zeros(5, 6, dtype=torch.int64), torch.tensor([7, 8, 9, 8, 7])
+    lengths, alive = torch.tensor([0, 5, 3, 6, 2]), torch.tensor([True, True, True, False, True])
+    C.session_append(tokens, lengths, alive, chosen, torch.tensor([9, 8]))
+    expected = torch.zeros(5, 6, dtype=torch.int64)
+    expected[[0, 1, 2, 4], [0, 5, 3, 2]] = torch.tensor([7, 8, 9, 7])
+    assert torch.equal(tokens, expected)
+    assert lengths.tolist() == [1, 6, 4, 6, 3] and alive.tolist() == [True, False, False, False, True]
+    C.session_append(tokens, lengths, alive, chosen, torch.tensor([], dtype=torch.int64))
+    assert lengths.tolist() == [2, 6, 4, 6, 4] and alive.tolist() == [True, False, False, False, True]
+    alive[1] = True
+    before = tokens.clone()
+    with pytest.raises(ValueError, match=r"lengths\[1\] is 6, but must be at least 0 and less than 6"):
+        C.session_append(tokens, lengths, alive, chosen, torch.tensor([9]))
+    assert torch.equal(tokens, before) and lengths.tolist() == [2, 6, 4, 6, 4]
+    with pytest.raises(ValueError, match="chosen must have shape"):
+        C.session_append(tokens, lengths, alive, chosen[:2], torch.tensor([9]))
+    with pytest.raises(TypeError, match="ends must be"):
+        C.session_append(tokens, lengths, alive, chosen, torch.tensor([9.0]))
+
+
 def test_places_of_the_last_tokens():
     tokens = torch.arange(300 * 4).view(300, 4)
     lengths, alive = torch.arange(300) % 4 + 1, torch.arange(300) % 3 != 0

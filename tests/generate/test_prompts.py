@@ -8,7 +8,6 @@ from pygpt.generate.prompts import (
     Stops,
     check_ids,
     check_room,
-    evaluating,
     prompt_lengths_of,
     tell_and_stop,
 )
@@ -56,15 +55,6 @@ def test_rows_that_are_on_are_told_and_end() -> None:
     assert told == [(0, 1), (2, 3)] and on == [True, False, False]
     assert not tell_and_stop(chosen, on, stops, tails, None)
     assert not tell_and_stop(chosen, on, Stops((), (), None), tails, None) and on == [True, False, False]
-
-
-def test_evaluating_puts_back_what_was_training() -> None:
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
-    model[1].training = False
-    with pytest.raises(KeyError), evaluating(model):  # type: ignore[arg-type]
-        assert not any(module.training for module in model.modules())
-        raise KeyError
-    assert [module.training for module in model.modules()] == [True, True, False]
 
 
 def test_lengths_are_the_rows_unless_they_are_given() -> None:
