@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 
 needs_the_module = pytest.mark.skipif(
     importlib.util.find_spec("pygpt._C_emulated") is None,
-    reason="this build has no emulated device; build with -C cmake.define.PYGPT_EMULATOR=ON",
+    reason="this build has no emulated device; build with --config-settings=cmake.define.PYGPT_EMULATOR=ON",
 )
 
 
@@ -52,6 +53,18 @@ def test_info_says_what_is_emulated(device):
     assert (gpu["shared_memory_bytes"] < 100 * 1024) == (device == "86")
     assert "cuda_sm80" in info["implementations"]["layer_norm"]
     assert not [name for names in info["implementations"].values() for name in names if name.startswith("cpu")]
+
+
+@needs_the_module
+def test_a_trace_has_the_launches():
+    program = "import torch, pygpt; pygpt.ops.add(torch.ones(3, 5), torch.ones(5))"
+    result = run(program, "80", PYGPT_TRACE="1")
+    assert result.returncode == 0, result.stderr
+    call, launch = [line for line in result.stderr.splitlines() if line.startswith("pygpt: ")]
+    assert call == "pygpt: add cuda_sm80 float32, x (3, 5), y (5,), out (3, 5)"
+    sizes = r"\(\d+, 1, 1\)"
+    words = rf"pygpt:   grid {sizes}, block {sizes}, cluster \(1, 1, 1\), 0 bytes of dynamic shared memory"
+    assert re.fullmatch(words, launch), launch
 
 
 def test_an_unknown_device_is_an_error():

@@ -79,7 +79,12 @@ def test_what_is_forced_at_import_runs_forward_and_backward_and_a_trace_says_so(
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("pygpt: ")]
-    assert lines == [f"pygpt: layer_norm {name} float32"] * 2 + [f"pygpt: add {name} float32"]
+    row, gradients = "mean (3,), rstd (3,)", "grad_x (3, 5), grad_weight (5,), grad_bias (5,)"
+    assert lines == [
+        f"pygpt: layer_norm {name} float32, x (3, 5), weight (5,), out (3, 5), {row}",
+        f"pygpt: layer_norm {name} float32, grad_out (3, 5), x (3, 5), weight (5,), {row}, {gradients}",
+        f"pygpt: add {name} float32, x (3,), y (3,), out (3,)",
+    ]
 
 
 def test_info_has_what_is_promised() -> None:

@@ -114,7 +114,8 @@ void* current_stream(int device) {
 
 }  // namespace
 
-TensorView Call::add(const TensorView& tensor, bool written) {
+TensorView Call::add(const TensorView& tensor, const char* argument, bool written) {
+    if (trace::on()) trace::argument(argument, tensor);
     if (tensor.device.type == DeviceType::cuda) cuda_device_ = tensor.device.index;
     if (build_facts::emulated && elements(tensor) > 0) {
         std::int64_t last = 0;  // element

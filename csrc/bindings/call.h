@@ -13,16 +13,21 @@
 #include "bindings/tensors.h"
 #include "core/error.h"
 #include "core/tensor_view.h"
+#include "core/trace.h"
 #include "session/recording.h"
 
 namespace pygpt::bindings {
 
 class Call {
   public:
+    Call() {
+        if (trace::on()) trace::begin();
+    }
+
     // What the op reads, and what it may write: on the emulated device nothing else can be touched. Raise as view()
     // does.
-    TensorView input(py::handle tensor, const char* argument) { return add(view(tensor, argument), false); }
-    TensorView output(py::handle tensor, const char* argument) { return add(view(tensor, argument), true); }
+    TensorView input(py::handle tensor, const char* argument) { return add(view(tensor, argument), argument, false); }
+    TensorView output(py::handle tensor, const char* argument) { return add(view(tensor, argument), argument, true); }
 
     // The same, where None may stand.
     std::optional<TensorView> optional_input(py::handle tensor, const char* argument) {
@@ -50,7 +55,7 @@ class Call {
     }
 
   private:
-    TensorView add(const TensorView& tensor, bool written);
+    TensorView add(const TensorView& tensor, const char* argument, bool written);
     template <class F>
     void run_now(const F& op) {
         run_now([](const void* f) { (*static_cast<const F*>(f))(); }, &op);

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/error.h"
+#include "core/trace.h"
 #include "cuda/error.h"
 #include "cuda/execution.h"
 
@@ -28,10 +30,17 @@ constexpr std::size_t shared_bytes_by_default = std::size_t{48} << 10;  // unles
 constexpr std::size_t shared_bytes_everywhere = std::size_t{99} << 10;  // at most, on any device since sm_80
 constexpr std::size_t shared_bytes_hopper = std::size_t{227} << 10;     // at most, on Hopper
 
+inline void trace_launch(const Launch& shape) {
+    const auto sizes = [](const dim3& of) { return text("(", of.x, ", ", of.y, ", ", of.z, ")"); };
+    trace::detail(text("grid ", sizes(shape.grid), ", block ", sizes(shape.block), ", cluster ", sizes(shape.cluster),
+                       ", ", shape.shared_bytes, " bytes of dynamic shared memory"));
+}
+
 // Runs kernel(arguments...) on a grid; a grid without blocks is no launch.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& shape, Arguments&&... arguments) {
     if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+    if (trace::on()) trace_launch(shape);
     // A kernel is allowed this on the device, for all threads: if launches that differ asked for different numbers, one
     // could take from another what that is about to use.
     const std::size_t allowed = std::max(shape.shared_bytes, shape.most_shared_bytes);

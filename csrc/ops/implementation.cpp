@@ -1,9 +1,8 @@
 #include "ops/implementation.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <iostream>
-#include <string_view>
+
+#include "core/trace.h"
 
 namespace pygpt {
 namespace {
@@ -53,11 +52,7 @@ void Op::force(const std::optional<std::string>& name) {
 }
 
 void Op::trace(const char* entry, const Operands& operands) const {
-    static const bool on = [] {
-        const char* value = std::getenv("PYGPT_TRACE");
-        return value && std::string_view(value) == "1";
-    }();
-    if (on) std::cerr << text("pygpt: ", name_, " ", entry, " ", pygpt::name(operands.dtype), "\n");
+    if (trace::on()) trace::call(text(name_, " ", entry, " ", pygpt::name(operands.dtype)));
 }
 
 }  // namespace pygpt
