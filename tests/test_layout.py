@@ -37,7 +37,6 @@ TESTED_ELSEWHERE = {
     "models/gpt2_layout": ("models/test_huggingface.py", "GPT-2's is the layout in which reading and saving is tested"),
     "models/layout": ("models/test_huggingface.py", "what the layouts share"),
     "models/low_rank": ("models/test_adapters.py", "the weight that the adapters there make"),
-    "nn/evaluating": ("generate/test_prompts.py", "tested with what enters it before every text"),
     "train/finetune": ("cli/test_finetune.py", "a run that fine-tunes is a folder which the command writes"),
 }
 
