@@ -369,11 +369,10 @@ def test_small_products_after_a_large_one_are_not_lost(implementation, inputs):
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
 def test_activations_far_from_zero_are_straight(implementation, activation):
-    far = torch.tensor([[1e2, 1e4, 1e13, 1e19, 1e30]])
+    far = torch.tensor([[1e2, 1e3, 1e4, 1e7, 1e13, 1e19, 1e25, 1e30]]).to(dtypes_of(implementation)[0])
+    same, ones = torch.eye(8).to(far.dtype), torch.ones_like(far)
     for sign, slope in ((1, 1.0), (-1, 0.0)):
-        (out,), (grad_x,) = gradients(
-            lambda x: ops.linear(x, torch.eye(5), activation=activation), [sign * far], [torch.ones(1, 5)]
-        )
+        (out,), (grad_x,) = gradients(lambda x: ops.linear(x, same, activation=activation), [sign * far], [ones])
         assert_same_bits(out.abs(), slope * far, "values")
         assert (grad_x == slope).all(), grad_x
 
