@@ -293,19 +293,27 @@ struct Vec<float> {
     static Vec broadcast(float value) { return {_mm256_set1_ps(value)}; }
     static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static Vec load(const bfloat16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-    static Vec load(const float* p, std::int64_t count) { return {_mm256_maskload_ps(p, first(count))}; }
+    // Whole vectors leave masks alone: AMD's processors take some twenty times as long to store with one.
+    static Vec load(const float* p, std::int64_t count) {
+        return count >= lanes ? load(p) : Vec{_mm256_maskload_ps(p, first(count))};
+    }
     static Vec load(const bfloat16* p, std::int64_t count) {
-        alignas(16) bfloat16 lane[8] = {};
-        std::memcpy(lane, p, static_cast<std::size_t>(count < 8 ? count : 8) * sizeof(bfloat16));
+        if (count >= lanes) return load(p);
+        alignas(16) bfloat16 lane[lanes] = {};
+        std::memcpy(lane, p, static_cast<std::size_t>(count) * sizeof(bfloat16));
         return load(lane);
     }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     void store(bfloat16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow()); }
-    void store(float* p, std::int64_t count) const { _mm256_maskstore_ps(p, first(count), v); }
+    void store(float* p, std::int64_t count) const {
+        if (count >= lanes) return store(p);
+        _mm256_maskstore_ps(p, first(count), v);
+    }
     void store(bfloat16* p, std::int64_t count) const {
-        alignas(16) bfloat16 lane[8];
+        if (count >= lanes) return store(p);
+        alignas(16) bfloat16 lane[lanes];
         store(lane);
-        std::memcpy(p, lane, static_cast<std::size_t>(count < 8 ? count : 8) * sizeof(bfloat16));
+        std::memcpy(p, lane, static_cast<std::size_t>(count) * sizeof(bfloat16));
     }
 
     static Vec widen(__m128i bits) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))}; }
