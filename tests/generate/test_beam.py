@@ -217,18 +217,17 @@ def naive(
     return [row for _, row in every]
 
 
+def all_beams(model, inputs: torch.Tensor, groups: int, size: int, penalty: float, **options) -> Beams:
+    """Six steps of each prompt, or of each source."""
+    many = {"num_beams": groups * size, "num_return_sequences": groups * size}
+    return model.beam_search(inputs, 6, num_beam_groups=groups, diversity_penalty=penalty, **many, **options)
+
+
 @pytest.mark.parametrize("groups, size, penalty", [(1, 3, 0.0), (3, 1, 0.7), (2, 2, 1.5), (3, 2, 100.0)])
 def test_diverse_groups_are_the_papers(groups, size, penalty):
     model = lively(small())
     prompt = tokens(model, 1, 3)
-    out = model.beam_search(
-        prompt,
-        6,
-        num_beams=groups * size,
-        num_beam_groups=groups,
-        diversity_penalty=penalty,
-        num_return_sequences=groups * size,
-    )
+    out = all_beams(model, prompt, groups, size, penalty)
     right = naive(model, prompt[0].tolist(), 6, groups, size, penalty)
     assert out.tokens.tolist() == right
     if penalty == 100.0:  # no token is shared by two groups in any step
@@ -289,15 +288,7 @@ def test_an_encoder_decoder_searches_like_any_model(variant, rules):
 def test_diverse_groups_of_an_encoder_decoder_are_the_papers(variant, groups, size, penalty):
     model = test_seq2seq.lively(test_seq2seq.small(**variant))
     source, lengths = torch.randint(29, (2, 5)), [5, 2]
-    out = model.beam_search(
-        source,
-        6,
-        num_beams=groups * size,
-        num_beam_groups=groups,
-        diversity_penalty=penalty,
-        num_return_sequences=groups * size,
-        source_lengths=lengths,
-    )
+    out = all_beams(model, source, groups, size, penalty, source_lengths=lengths)
     for row, found in enumerate(out.tokens.chunk(2)):
         reader = Reader(model, source[row : row + 1, : lengths[row]])
         assert found.tolist() == naive(reader, [0], 6, groups, size, penalty)

@@ -30,12 +30,17 @@ def test_is_two_linear_layers_in_a_plain_model(generator, activation, bias):
         assert_near(ours, exact, activation)
 
 
-def test_dropout_acts_in_training_only(generator):
-    module, plain = FeedForward(6, dropout=0.5), FeedForward(6)
-    assert module.up.out_features == 24
+def check_dropout(module, plain, generator):
+    """A half is dropped in training, nothing in evaluation; `plain` is the same module without dropout."""
     plain.load_state_dict(module.state_dict())
     x = normal(generator, 50, 6)
     kept = module(x)
     assert 0.3 < float((kept == 0).float().mean()) < 0.7
     assert_same_bits(torch.where(kept == 0, 0, kept), torch.where(kept == 0, 0, plain(x) * 2), "kept elements")
     assert_same_bits(module.eval()(x), plain(x), "eval")
+
+
+def test_dropout_acts_in_training_only(generator):
+    module = FeedForward(6, dropout=0.5)
+    assert module.up.out_features == 24
+    check_dropout(module, FeedForward(6), generator)

@@ -3,11 +3,11 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
 from torch.nn import functional as F
 
 from pygpt.nn import GatedFeedForward
-from tests.support import assert_near, assert_same_bits, normal
+from tests.nn.test_feed_forward import check_dropout
+from tests.support import assert_near, normal
 
 GATES = {"swiglu": F.silu, "geglu": lambda x: F.gelu(x, approximate="tanh")}
 
@@ -28,13 +28,7 @@ def test_is_three_linear_layers_in_a_plain_model(generator, activation, bias):
 
 
 def test_dropout_acts_in_training_only(generator):
-    module, plain = GatedFeedForward(6, 24, dropout=0.5), GatedFeedForward(6, 24)
-    plain.load_state_dict(module.state_dict())
-    x = normal(generator, 50, 6)
-    kept = module(x)
-    assert 0.3 < float((kept == 0).float().mean()) < 0.7
-    assert_same_bits(torch.where(kept == 0, 0, kept), torch.where(kept == 0, 0, plain(x) * 2), "kept elements")
-    assert_same_bits(module.eval()(x), plain(x), "eval")
+    check_dropout(GatedFeedForward(6, 24, dropout=0.5), GatedFeedForward(6, 24), generator)
 
 
 def test_a_gate_that_there_is_not():
