@@ -5,7 +5,8 @@ Example:
   pygpt chat                                  # its weights stay in 4 bits, as they are in the file
   pygpt chat --model llama-folder --system "You answer in one sentence." --prompt "What is the capital of France?"
 
-Each line is a message; an empty one, Ctrl-D or Ctrl-C ends. --prompt asks one thing and ends.
+Each line is a message; an empty one, Ctrl-D or Ctrl-C ends. --prompt asks one thing and ends. The oldest questions and
+answers are forgotten when the model's context has no room for more.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pygpt import TextGenerator
-    from pygpt.cli import use_threads
+    from pygpt.cli import one_line, use_threads
     from pygpt.generate.chat import load_chat
 
     use_threads(arguments.threads)
@@ -52,14 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
         for number, text in enumerate(asked):
             messages.append({"role": "user", "content": text})
             started = time.perf_counter()
-            answer = writer.chat(
-                messages,
-                arguments.max_new_tokens,
-                temperature=arguments.temperature,
-                top_p=arguments.top_p,
-                seed=arguments.seed + number,
-                stream=functools.partial(print, end="", flush=True),
-            )
+            try:
+                answer = writer.chat(
+                    messages,
+                    arguments.max_new_tokens,
+                    overflow="cut",
+                    temperature=arguments.temperature,
+                    top_p=arguments.top_p,
+                    seed=arguments.seed + number,
+                    stream=functools.partial(print, end="", flush=True),
+                )
+            except ValueError as error:  # such as a character that the tokenizer lacks
+                if not interactive:
+                    raise
+                print(f"({one_line(error)})")
+                messages.pop()
+                continue
             seconds = time.perf_counter() - started
             print()
             if interactive:

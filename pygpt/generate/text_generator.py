@@ -153,6 +153,7 @@ class TextGenerator:
         messages: str | Sequence[dict[str, str]],
         max_new_tokens: int = 256,
         *,
+        overflow: str = "error",
         finish: Finish | None = None,
         stream: Callable[[str], None] | None = None,
         **options: Any,
@@ -163,6 +164,8 @@ class TextGenerator:
             messages: the user's message; or a conversation, whose messages have ``role`` ("system" at the start, "user"
                 and "assistant" in turn, "user" last) and ``content``.
             max_new_tokens: the most tokens of the answer, if the context has room for them.
+            overflow: what to do with a conversation that is too long for the model: ``"error"``, or ``"cut"``: forget
+                its oldest questions, with their answers, until the new answer or a quarter of the context has room.
             finish: what is done with the answer.
             stream: as in `generate`.
             options: as in `generate`. Without any, decoding is greedy.
@@ -171,11 +174,19 @@ class TextGenerator:
             ValueError: naming what does not fit: a role out of order, or a conversation that is too long, among others.
             TypeError: if a type does not fit.
         """
+        if overflow not in ("error", "cut"):
+            raise ValueError(f"overflow must be 'error' or 'cut', not {overflow!r}")
         if self._chat is None:
             raise ValueError("this model has no chat template: it is no model for conversations")
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
         tokens = self._chat.encode(turns, self.tokenizer)
-        room = self.model.config.context_length - len(tokens)
+        context = self.model.config.context_length
+        if overflow == "cut":
+            oldest = int(turns[0]["role"] == "system")
+            while len(tokens) > context - min(max_new_tokens, context // 4) and len(turns) > oldest + 1:
+                del turns[oldest : oldest + 2]
+                tokens = self._chat.encode(turns, self.tokenizer)
+        room = context - len(tokens)
         if room < 1:
             raise ValueError(f"the conversation has {len(tokens)} tokens, and the model reads {len(tokens) + room}")
         options = options or {"temperature": 0.0}

@@ -1,5 +1,6 @@
 """``pygpt chat``: answers that appear as they are written, flags, a conversation that is remembered."""
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,27 @@ def test_answers_and_remembers(folder: Path, capsys: Out, monkeypatch: pytest.Mo
         monkeypatch.setattr("sys.stdin", file)
         assert main(words) == 0
     assert rendered == [1, 3]
+
+
+def test_what_cannot_be_read_does_not_end_the_conversation(
+    folder: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    told: list[list[str]] = []
+    chat = TextGenerator.chat
+
+    def noted(writer: TextGenerator, messages: list[dict[str, str]], *args: Any, **options: Any) -> str:
+        told.append([m["content"] for m in messages])
+        return chat(writer, messages, *args, **options)
+
+    monkeypatch.setattr(TextGenerator, "chat", noted)
+    monkeypatch.setattr("sys.stdin", Terminal(f"{'x' * 200}\nthe cat\n{'sat' * 12}\n\n"))
+    assert main(["chat", "--model", str(folder), "--max-new-tokens", "3"]) == 0
+    assert "> (the conversation has" in capsys.readouterr().out
+    assert [each[0] for each in told] == ["x" * 200, "the cat", "the cat"], "what was refused is not kept"
 
 
 def test_every_flag_arrives(folder: Path, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:

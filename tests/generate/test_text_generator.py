@@ -163,8 +163,33 @@ def test_it_chats():
         generator.chat("x" * 300)
     with pytest.raises(ValueError, match="message 0 should be of role 'user'"):
         generator.chat([message("assistant")])
+    with pytest.raises(ValueError, match="overflow must be 'error' or 'cut', not 'slide'"):
+        generator.chat("the cat", overflow="slide")
     with pytest.raises(ValueError, match="no chat template"):
         TextGenerator(model, tokenizer).chat("hello")
+
+
+def test_a_long_conversation_loses_its_oldest_turns():
+    pytest.importorskip("jinja2", reason="jinja2, which reads chat templates, is not installed")
+    tokenizer = bpe()
+    generator = TextGenerator(gpt(tokenizer), tokenizer, ChatFormat(TEMPLATE, "", (tokenizer.end_of_document,)))
+    system = message("system", "sit")
+    turns = [message(role, f"{number} " + "x" * 40) for number in range(6) for role in ("user", "assistant")][:-1]
+    given = [dict(turn) for turn in turns]
+    with pytest.raises(ValueError, match=r"the conversation has .* tokens, and the model reads 256"):
+        generator.chat(turns, 10)
+    for begin in ([], [system]):
+        answer = generator.chat([*begin, *turns], 10, overflow="cut")
+        fitting = [
+            first
+            for first in range(0, len(turns), 2)
+            if len(generator._chat.encode([*begin, *turns[first:]], tokenizer)) <= 256 - 10
+        ]
+        assert 0 < fitting[0] < len(turns) - 1, "some are forgotten, some remain"
+        assert answer == generator.chat([*begin, *turns[fitting[0] :]], 10)
+    assert turns == given
+    with pytest.raises(ValueError, match=r"the conversation has .* tokens, and the model reads 256"):
+        generator.chat([*turns, message("assistant"), message("user", "x" * 300)], overflow="cut")
 
 
 def test_models_are_loaded_with_what_belongs_to_them(tmp_path):
