@@ -164,8 +164,8 @@ def generate(
             kind = ids.device.type
             cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             key = model, decode, cast, num_samples, *writer.key()
-            kept: _Decoding | None = session.decoding
-            session.decoding = None  # while it is in use: a call from inside ``stream`` is not to write to its memory
+            # Taken out while it is in use: a call on another thread or inside ``stream`` is not to write to its memory.
+            kept: _Decoding | None = vars(session).pop("decoding", None)
             if kept is not None and kept.key == key and kept.step.is_captured():
                 kept.writer.begin_as(writer)
                 _, cache, writer, step = kept
@@ -330,16 +330,17 @@ class _Writer:
         if self._keep_logprobs:
             logprobs = ops.cross_entropy(logits, chosen, reduction="none").neg().masked_fill(~self.alive, 0.0)
             self.logprobs.scatter_(1, (self.lengths - self._first).unsqueeze(1), logprobs.unsqueeze(1))
-        place = chosen.unsqueeze(1)  # (R, 1)
         if self._history is not None:
-            self._history.scatter_(1, place, self._history.gather(1, place) | self.alive.unsqueeze(1))
+            column = chosen.unsqueeze(1)  # (R, 1)
+            self._history.scatter_(1, column, self._history.gather(1, column) | self.alive.unsqueeze(1))
         if self._on_host:
             C.session_append(self.tokens, self.lengths, self.alive, chosen, self._ends)
         else:
-            self.tokens.scatter_(1, self.lengths.unsqueeze(1), place)
+            column = chosen.unsqueeze(1)  # (R, 1)
+            self.tokens.scatter_(1, self.lengths.unsqueeze(1), column)
             self.lengths += self.alive
             if self._ends.numel():
-                self.alive &= (place != self._ends).all(1)
+                self.alive &= (column != self._ends).all(1)
         self._chosen = chosen
 
     def goes_on(self, step: int) -> bool:

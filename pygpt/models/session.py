@@ -32,12 +32,13 @@ class Session:
         users: how many ``with`` blocks are inside, of one thread or several.
     """
 
+    decoding: Any = None
+
     def __init__(self, model: Transformer) -> None:
         self._model = model
         self._before = {name: (parameter, *_state(parameter)) for name, parameter in model.named_parameters()}
         self._passes = 0
         self._decided = False
-        self.decoding: Any = None
         self.users = 0
         self._keep_adapted(True)
 
