@@ -18,8 +18,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "core/philox.h"
 #include "cpu/kernels.h"
+#include "cpu/kernels/keep.h"
 #include "cpu/kernels/panel.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/thread_pool.h"
@@ -666,14 +666,10 @@ class Scores {
         const auto first = static_cast<std::uint32_t>(
             philox::place(static_cast<std::uint64_t>(base - head.sequence.keys.begin)).block);
         static_assert(key_tile == philox::elements_per_group);
-        for (std::uint32_t block = 0; block < philox::blocks_per_group; ++block) {
-            const philox::Words words = philox::bits(
-                static_cast<std::uint64_t>(seed), {{first + block, position, static_cast<std::uint32_t>(head.head(row)),
-                                                    static_cast<std::uint32_t>(philox::Site::attention)}});
-            for (int word = 0; word < 4; ++word) {
-                factors[word * philox::blocks_per_group + block] = words.word[word] < drop_below_ ? Number(0) : kept_;
-            }
-        }
+        keep_group(static_cast<std::uint64_t>(seed),
+                   {{first, position, static_cast<std::uint32_t>(head.head(row)),
+                     static_cast<std::uint32_t>(philox::Site::attention)}},
+                   drop_below_, kept_, factors);
     }
 
   private:
