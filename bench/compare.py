@@ -80,6 +80,7 @@ ON_GPU = Settings(rows.Sizes(batch=16, time=1024, head_rows=4096), model_time=10
 # What holds back pygpt, PyTorch and PyTorch's libraries, read when they are loaded.
 LIMITING = ("PYGPT_FORCE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 FAR_BEHIND = 20  # times as slow as the fastest
+LONG = 60.0  # seconds of a call: PyTorch's products in bfloat16 without AVX-512 are that slow
 WARM_UP = 0.025  # seconds of calls that do not count: a processor that was idle takes about as long to its full speed
 
 
@@ -173,9 +174,9 @@ def median_seconds(contenders: dict[str, Call], settings: Settings, recorded: bo
     once = {name: timed(call) for name, call in contenders.items()}  # warms up
     again = {name for name, seconds in once.items() if seconds < 1 or gpu.in_use()}
     once = {name: timed(call) if name in again else once[name] for name, call in contenders.items()}
-    # A rival that is far behind is not worth the time of rounds.
-    most = FAR_BEHIND * min(once.values())
-    far_behind = {name: [once[name]] for name in list(once)[2:] if once[name] > most}
+    # A rival that is far behind is not worth the time of rounds; what takes very long is not, unless it is ours.
+    most = {name: LONG if name == "eager" else min(LONG, FAR_BEHIND * min(once.values())) for name in list(once)[1:]}
+    far_behind = {name: [once[name]] for name in most if once[name] > most[name]}
     near = {name: call for name, call in contenders.items() if name not in far_behind}
     measurements = {name: measurement(call, once[name], recorded) for name, call in near.items()}
     rounds = min(25, max(settings.rounds, int(settings.seconds / sum(max(once[name], 0.01) for name in near))))

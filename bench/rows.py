@@ -318,7 +318,8 @@ def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
         # Bytes are multiplied in two digits: as many instructions as bfloat16 takes.
         forward=Work(2 * rows * width * outputs, rows * (width + outputs), packed_bytes, torch.bfloat16),
         backward=None,
-        rivals={scheme: _torchs_int8 if scheme == "int8" else _torchs_int4},
+        # With 512 rows these take 3 to 150 times as long as the expanded weight does.
+        rivals={scheme: _torchs_int8 if scheme == "int8" else _torchs_int4} if rows < 64 else {},
     )
 
 
