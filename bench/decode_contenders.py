@@ -51,7 +51,19 @@ class Weights:
         """
         if kind == "CTranslate2":
             return self._ctranslate2(dtype)
+        if kind.startswith("Pygpt") and dtype in ("int8", "int4"):
+            return self._quantised(dtype)
         return self._gguf(dtype) if kind.startswith("Llama") else self.source
+
+    def _quantised(self, dtype: str) -> Path:
+        folder = self._made / f"pygpt-{dtype}"
+        if not folder.exists():
+            import torch
+
+            from pygpt import GPT
+
+            GPT.from_pretrained(self.source, dtype=torch.float32).quantize(dtype).save_pretrained(folder)
+        return folder
 
     def _ctranslate2(self, dtype: str) -> Path:
         """By hand: CTranslate2's own converter wants a tokenizer, which random weights lack."""
@@ -222,11 +234,7 @@ class PygptGenerate(Contender):
         from pygpt import GPT
 
         torch.set_num_threads(self.threads)
-        quantised = self.dtype in ("int8", "int4")
-        dtype = torch.float32 if quantised or self.dtype == "fp32" else torch.bfloat16
-        self.model = GPT.from_pretrained(weights, dtype=dtype)
-        if quantised:
-            self.model.quantize(self.dtype)
+        self.model = GPT.from_pretrained(weights, dtype=torch.bfloat16 if self.dtype == "bf16" else torch.float32)
 
     def weight_bytes(self) -> int:
         tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}

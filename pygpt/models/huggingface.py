@@ -264,14 +264,18 @@ def _stored_dtype(files: list[Path], layout: Layout) -> torch.dtype:
 def _stored_names(files: list[Path]) -> Iterator[str]:
     for path in files:
         with _opened(path) as file:
-            yield from file.keys()
+            names = list(file.keys())
+        yield from names
 
 
 def _stored_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor, Path]]:
-    """Every tensor with its name and file, one at a time."""
+    """Every tensor with its name and file, one at a time.
+
+    A file is opened for each anew: what was read of it stays in memory for as long as it is open.
+    """
     for path in files:
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+        for name in _stored_names([path]):
+            with _opened(path) as file:
                 yield name, file.get_tensor(name), path
 
 

@@ -5,6 +5,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +359,31 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["config.json", "model.safetensors"]
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         assert_same_bits(tensor, before[name], name)
+
+
+# What is resident, then its peak while a model is loaded: VmHWM begins anew by writing to clear_refs (proc(5)).
+LOADING = """
+import sys
+from pathlib import Path
+from pygpt import GPT
+
+def resident(kind):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(kind))
+
+GPT.from_pretrained(sys.argv[1])  # with what is imported on the way
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+model = GPT.from_pretrained(sys.argv[1])
+print(before, resident("VmHWM"))
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system does not tell peaks of memory")
+def test_loading_takes_little_more_memory_than_the_model(tmp_path):
+    config = GPTConfig(vocab_size=64, context_length=16, num_layers=10, num_heads=8, embedding_dim=512)
+    GPT(config).save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    command = [sys.executable, "-P", "-c", LOADING, str(tmp_path)]
+    before, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert size > 120e6
+    assert size * 0.9 < (peak - before) * 1024 < size * 1.3, "a second copy would be all of the file"
