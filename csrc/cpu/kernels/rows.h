@@ -60,8 +60,11 @@ auto sum_run(std::int64_t begin, std::int64_t end, const F& f) {
     for (; i + chains * V::lanes <= end; i += chains * V::lanes) {
         for (int chain = 0; chain < chains; ++chain) sums[chain] = sums[chain] + f(i + chain * V::lanes, V::lanes);
     }
-    for (int chain = 0; i < end; i += V::lanes, ++chain) {
-        sums[chain] = sums[chain] + f(i, std::min(V::lanes, end - i));
+#pragma GCC unroll 4  // an array whose every index is a constant lies in registers
+    for (int chain = 0; chain < chains; ++chain) {
+        const std::int64_t count = std::min(V::lanes, end - i - chain * V::lanes);
+        if (count <= 0) break;
+        sums[chain] = sums[chain] + f(i + chain * V::lanes, count);
     }
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }

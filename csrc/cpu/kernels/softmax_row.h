@@ -48,9 +48,16 @@ template <class V, class Storage>
     V maxima[chains] = {lowest, lowest, lowest, lowest};
     V sums[chains] = {V::zero(), V::zero(), V::zero(), V::zero()};
     const auto each_vector = [&](auto f) {
-        for (std::int64_t i = 0; i < count; i += V::lanes) {
-            const std::int64_t lanes = std::min(V::lanes, count - i);
-            f(static_cast<int>(i / V::lanes % chains), select_first(lanes, V::load(logits + i, lanes), lowest));
+        std::int64_t i = 0;
+        for (; i + chains * V::lanes <= count; i += chains * V::lanes) {
+#pragma GCC unroll 4
+            for (int chain = 0; chain < chains; ++chain) f(chain, V::load(logits + i + chain * V::lanes));
+        }
+#pragma GCC unroll 4
+        for (int chain = 0; chain < chains; ++chain) {
+            const std::int64_t lanes = std::min(V::lanes, count - i - chain * V::lanes);
+            if (lanes <= 0) break;
+            f(chain, select_first(lanes, V::load(logits + i + chain * V::lanes, lanes), lowest));
         }
     };
     each_vector([&](int chain, V x) { maxima[chain] = max(x, maxima[chain]); });
