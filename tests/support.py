@@ -84,11 +84,11 @@ def strided(tensor: Tensor) -> Tensor:
     return storage[..., 0]
 
 
-def assert_accurate(ours: Tensor, reference: Tensor, peer: Tensor | None, what: str) -> None:
+def assert_accurate(ours: Tensor, reference: Tensor, peer: Tensor | None, what: str, roundings: float = 4.0) -> None:
     """Compare with the float64 reference.
 
-    Allowed is the larger of twice the peer's (PyTorch's) error on the same input and 4 eps of our dtype times the
-    largest value of the reference.
+    Allowed is the larger of twice the peer's (PyTorch's) error on the same input and as many eps of our dtype as there
+    may be roundings, times the largest value of the reference.
     """
     assert reference.dtype == torch.float64, what
     assert ours.shape == reference.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(reference.shape)}"
@@ -98,7 +98,7 @@ def assert_accurate(ours: Tensor, reference: Tensor, peer: Tensor | None, what: 
     error = (ours.double() - reference).abs()
     error = torch.where(error.isnan(), torch.inf, error)
     peer_error = 0.0 if peer is None else float((peer.double() - reference).abs().max())
-    allowed = max(2 * peer_error, 4 * torch.finfo(ours.dtype).eps * float(reference.abs().max()))
+    allowed = max(2 * peer_error, roundings * torch.finfo(ours.dtype).eps * float(reference.abs().max()))
     worst = int(error.argmax())
     place = [int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape)]
     assert float(error.max()) <= allowed, (
