@@ -41,6 +41,7 @@ CHECKS = (
     "check_races",
     "check_warp_races",
     "check_global",
+    "check_order",
     "check_init",
     "check_proxy",
     "check_async",

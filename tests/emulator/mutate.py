@@ -1,5 +1,7 @@
 """Mutation of synchronisation: remove each barrier, arrive, wait and fence that kernels run, one at a time.
 
+Of an acquire or a release the order is removed: the access itself stays, relaxed.
+
     python -m tests.emulator.mutate -c "x = torch.randn(8, 768); torch.testing.assert_close(
         ops.layer_norm(x, torch.ones(768)), torch.layer_norm(x, (768,), torch.ones(768)))"
     python -m tests.emulator.mutate --kernel attention -- python -m pytest -q tests/ops/test_attention.py -k causal

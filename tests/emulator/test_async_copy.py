@@ -161,6 +161,64 @@ def test_bulk_reductions(device, operation, kind):
         assert [int(v) for v in memory] == expected
 
 
+def by_one_thread(size, body):
+    """What one thread does with %s, a buffer that holds the first `size` bytes of the second parameter."""
+    return f"""{REGISTERS} {fill(size, "%p1")} mov.u32 %v, %tid.x; setp.ne.u32 %q, %v, 0; @%q bra end;
+        mov.u32 %s, buffer; {body} end:"""
+
+
+def test_bulk_stores_land_late(device):
+    """After wait_group they are there; after wait_group.read they may be on their way."""
+    x = np.arange(1, 129, dtype=np.uint32)
+    store = "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%s], 512; cp.async.bulk.commit_group;"
+    look = "ld.volatile.global.b32 %v, [%p0]; st.global.b32 [%p2], %v;"
+
+    def seen(wait, seed):
+        out, early = np.zeros(128, np.uint32), np.zeros(1, np.uint32)
+        body = by_one_thread(512, f"{store} cp.async.bulk.{wait} 0; {look}")
+        run(device(seed=seed, check_global=0), body, [out, x, early], preamble=shared(512))
+        assert (out == x).all()
+        return int(early[0])
+
+    assert {seen("wait_group", seed) for seed in range(10)} == {1}
+    assert 0 in {seen("wait_group.read", seed) for seed in range(10)}
+
+
+def test_reductions_on_their_way_land_in_any_order(device):
+    """2 ** 25, 1 and -2 ** 25 are added to a zero: the sum is 1 if the one comes last."""
+    parts = np.repeat(np.float32([2**25, 1, -(2**25), 0, 0, 0, 0, 0]), 4)
+    add = "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%p0], [%s], 16; cp.async.bulk.commit_group;"
+
+    def total(wait, **settings):
+        out = np.zeros(4, np.float32)
+        body = by_one_thread(128, 3 * f"{add} cp.async.bulk.{wait} 0; add.u32 %s, %s, 16;")
+        run(device(**settings), body, [out, parts], preamble=shared(128))
+        return out.tolist()
+
+    for seed in range(5):
+        assert total("wait_group", seed=seed) == [0] * 4
+        with pytest.raises(DeviceFault, match="race: adds to global byte"):
+            total("wait_group.read", seed=seed)
+    results = [total("wait_group.read", seed=seed, check_order=0) for seed in range(20)]
+    assert [0] * 4 in results and [1] * 4 in results
+
+
+def test_copies_of_one_engine_are_not_ordered(device):
+    """Every eighth copy has the same engine: of nine that nobody waits for, the last goes where the first one goes."""
+    x, out = np.arange(128, dtype=np.uint32), np.zeros(128, np.uint32)
+    store = "cp.async.bulk.global.shared::cta.bulk_group [%x], [%s], 16; cp.async.bulk.commit_group;"
+
+    def nine(wait):
+        body = by_one_thread(
+            128, f"mov.u64 %x, %p0; {8 * f'{store} {wait} add.u64 %x, %x, 64;'} mov.u64 %x, %p0; {store}"
+        )
+        run(device(), body.replace("end:", "cp.async.bulk.wait_group 0; end:"), [out, x], preamble=shared(128))
+
+    nine("cp.async.bulk.wait_group 0;")
+    with pytest.raises(DeviceFault, match=r"race: writes global byte .*, also written by a bulk copy"):
+        nine("")
+
+
 def test_bulk_copy_to_several_blocks(device):
     """Multicast: the bytes and the arrival go to the same offsets of every block in the mask."""
     x, out = np.arange(128, dtype=np.uint32), np.zeros(4 * 128, np.uint32)

@@ -56,6 +56,7 @@ PLANTED = [
     Planted("hand_over_down", "race: reads global byte", ("check_global",), grid=2),
     Planted("hand_over_ungathered", "race: reads global byte", ("check_global",), grid=2),
     Planted("last_block", "race: reads global byte", ("check_global",), grid=4),
+    Planted("sum_of_warps", "race: adds to global byte .*, as does warp . of .*planted.cu", ("check_order",)),
     # Deadlocks are no matter of a check: there is nothing to go on with.
     Planted("divergent_barrier", "barrier 0 under divergence", ("check_barriers",)),
     Planted("named_barriers", "barrier 2: 64 of 128 threads have arrived"),
@@ -79,6 +80,9 @@ PLANTED = [
     Planted("store_without_fence", "with no fence.proxy.async after it", ("check_proxy",), arch=90),
     Planted("store_source_reused", "a bulk copy", RACES, arch=90),
     Planted("store_without_wait", "wait_group.read is missing", ("check_async",), arch=90),
+    Planted("store_read_early", "race: reads global byte .*, written by a bulk copy", ("check_global",), arch=90),
+    Planted("load_without_global_fence", "touches global byte .* with no fence.proxy.async", ("check_proxy",), arch=90),
+    Planted("sums_in_turns", "race: adds to global byte .*, as does a bulk copy", ("check_order",), grid=3, arch=90),
     Planted("wgmma_without_fence", "with no fence.proxy.async after it", ("check_proxy",), arch=90),
     Planted("wgmma_without_wait", "a register that a wgmma in flight writes", ("check_async",), arch=90),
     Planted("wgmma_operand_changed", "wgmma of the group of warp 0", RACES, arch=90),

@@ -23,6 +23,14 @@ Device(arch=80).load(BUILD / "programs.sm_80.ptx").launch(
 want = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
 assert np.abs(out - want).max() < 1e-5
 """
+# Blocks that add to the same numbers, one after the other.
+TURNS = """
+import numpy as np
+from tests.emulator.device import BUILD, Device
+x, out = np.arange(128, dtype=np.float32), np.zeros(1024, np.float32)
+Device(arch=90).load(BUILD / "planted_sm90.sm_90.ptx").launch(
+    "sums_in_turns", grid=3, block=128, args=[out, x, np.int32(0)], readonly=[x])
+"""
 PATH = f"import sys\nsys.path.append({str(ROOT)!r})\n"
 
 
@@ -38,6 +46,15 @@ def test_only_the_barrier_that_is_not_needed_survives(run):
     assert [m.text for m in rows] == ["bar.sync \t0;"] * 4 and all(m.times == 9 for m in rows)
     assert [m.noticed for m in rows] == [False, True, True, True]
     assert all("race" in m.why and "programs.cu" in m.source for m in rows[1:])
+
+
+def test_an_acquire_and_a_release_lose_their_order(built):
+    """They still read and write the word by which blocks take turns, so that nobody waits in vain."""
+    rows = list(mutate.mutations(target.Code(TURNS, "").run, timeout=60))
+    words = ["fence.proxy", "bar.sync", "ld.acquire", "cp.async.bulk.wait_group", "st.release"]
+    assert [m.text.split()[0].startswith(w) for m, w in zip(rows, words, strict=True)] == [True] * 5
+    assert all(m.noticed for m in rows)
+    assert all("race: adds to global byte" in rows[i].why for i in (2, 4))
 
 
 def test_kernels_are_chosen_by_name(run):

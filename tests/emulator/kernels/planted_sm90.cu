@@ -49,8 +49,17 @@ __device__ void bulk_store(void* to, const void* from, unsigned bytes) {
                  : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
+__device__ void bulk_add(float* to, const void* from, unsigned bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+                 "r"(shared_address(from)), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 __device__ void wait_read() {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+__device__ void wait_written() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 enum Step { kRight, kNoWait, kWrongParity, kWrongBytes, kTryOnce, kNoInitFence, kNoInitBarrier, kNoInit };
@@ -149,6 +158,66 @@ KERNEL store_source_reused(float* out, const float* in, int wrong) {
 }
 KERNEL store_without_wait(float* out, const float* in, int wrong) {
     store(out, in, wrong ? kStoreNoWait : kStoreRight);
+}
+
+// The source may be used again, but global memory may not hold the numbers yet.
+KERNEL store_read_early(float* out, const float* in, int wrong) {
+    __shared__ __align__(128) float s[128];
+    s[threadIdx.x] = in[threadIdx.x];
+    fence_proxy();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        bulk_store(out, s, 512);
+        if (wrong)
+            wait_read();
+        else
+            wait_written();
+    }
+    __syncthreads();
+    out[512 + threadIdx.x] = out[threadIdx.x] + 1;
+    if (threadIdx.x == 0) wait_written();
+}
+
+// A copy engine reads what ordinary stores of the same kernel wrote to global memory.
+KERNEL load_without_global_fence(float* out, const float* in, int wrong) {
+    __shared__ __align__(128) float s[128];
+    __shared__ uint64_t bar;
+    out[threadIdx.x] = in[threadIdx.x] + 1;
+    if (threadIdx.x == 0) {
+        init(&bar, 1);
+        fence_init();
+    }
+    if (wrong)
+        fence_proxy();  // of shared memory alone
+    else
+        asm volatile("fence.proxy.async.global;" ::: "memory");
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        expect(&bar, 512);
+        bulk_load(s, out, 512, &bar);
+    }
+    wait(&bar, 0);
+    out[512 + threadIdx.x] = s[threadIdx.x];
+}
+
+// Blocks add to the same numbers in their order: each is told by the one before, when its sums have arrived.
+KERNEL sums_in_turns(float* out, const float* in, int wrong) {
+    __shared__ __align__(128) float s[128];
+    s[threadIdx.x] = in[threadIdx.x] + 0.1f * static_cast<float>(blockIdx.x);
+    fence_proxy();
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    unsigned* turn = reinterpret_cast<unsigned*>(out + 1023);
+    unsigned seen = 0;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
+    } while (seen != blockIdx.x);
+    bulk_add(out, s, 512);
+    if (wrong)
+        wait_read();
+    else
+        wait_written();
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(turn), "r"(blockIdx.x + 1) : "memory");
 }
 
 // ---- wgmma: D (64, 8) = A (64, 16) B (16, 8), both K-major without swizzle: 8 x 16-byte core matrices.

@@ -3,8 +3,11 @@
 // copy completion instructions", 9.7.13.15.15 "cp.async.mbarrier.arrive"; 5.5 "Tensors".
 //
 // Each lands as late as the program allows: cp.async when it is waited for; a bulk load makes its destination garbage
-// at once and holds the data some random turns later. Bulk copies are agents of their own for the race check: a store
-// still reads its source until wait_group.read, and has written its destination only at wait_group.
+// at once and holds the data some random turns later; a bulk store or reduction reaches global memory some random turns
+// later, at wait_group at the latest. Bulk copies are agents of their own for the race check: a store still reads its
+// source until wait_group.read, and has written its destination only at wait_group.
+#include "async_copy.h"
+
 #include <algorithm>
 #include <cstring>
 
@@ -118,10 +121,13 @@ struct Engine {
 Engine next_engine(Warp& w) {
     Cluster& c = cluster_of(w);
     const u32 e = c.next_engine++ % kCopyEngines;
-    c.engine_times[e] += 2;  // the second one is that of a store's writes
-    Engine engine{c.first_engine() + e, c.engine_times[e] - 1, w.clock};
+    Engine engine{c.first_engine() + e, ++c.engine_times[e], w.clock};
     w.tick();
     return engine;
+}
+
+u64 some_turns_later(Warp& w) {
+    return cluster_of(w).turn + 1 + grid_of(w).random() % 64;
 }
 
 const TensorMap& tensor_map(Warp& w, u64 address, Space space) {
@@ -255,8 +261,7 @@ Flow execute_bulk_load(Warp& w, const Instruction& in, LaneMask lanes) {
             Clock done = engine.knows;  // who sees the mbarrier's phase sees what the copy did
             if (done.own.size() <= engine.agent) done.own.resize(engine.agent + 1);
             done.own[engine.agent] = engine.time;
-            const u64 due = cluster.turn + 1 + grid_of(w).random() % 64;
-            cluster.copies.push_back({due, std::move(done),
+            cluster.copies.push_back({some_turns_later(w), std::move(done),
                                       [=](const Clock& known) {
                                           for (u32 k = 0; k < bytes; k += 16)
                                               std::memcpy(to->shared.data() + swizzled(offset + k, swizzle), &data[k],
@@ -325,16 +330,21 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
         shared_pointer(w, w.address(in.operands[1], lane), 1, block, offset);
         const Engine engine = next_engine(w);
         const Actor reader{engine.agent, engine.time, &engine.knows, true, false};
-        const Actor writer{engine.agent, engine.time + 1, &engine.knows, true, reduces};
         const Atomic op = static_cast<Atomic>(in.variant);
-        const auto store = [&](u64 address, u32 from, u32 bytes, Type type, bool flushes) {
+        Type type = in.type;
+        bool flushed = true;
+        struct Run {
+            u8* to;
+            std::vector<u8> data;
+        };
+        std::vector<Run> runs;
+        const auto store = [&](u64 address, u32 from, u32 bytes) {
+            Actor writer{Cluster::writer_of(engine.agent), engine.time, &engine.knows, true, reduces};
+            writer.sums = reduces && is_order_sensitive(op, type);
             u8* to = global_pointer(w, address, bytes, true);
             global_write(w, writer, address, bytes);
             const u8* source = block->shared.data() + from;
-            if (reduces)
-                reduce_into(to, source, bytes, op, type, flushes);
-            else
-                std::memcpy(to, source, bytes);
+            runs.push_back({to, {source, source + bytes}});
         };
         if (in.flags & kTensor) {
             const TensorMap& map = tensor_map(w, w.address(in.operands[0], lane), in.space);
@@ -346,8 +356,10 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
                 fault(w, "the source of a tensor copy ends outside of the block's shared memory");
             shared_read(w, reader, *block, offset, bytes);
             if (reduces && !is_reduced(op, map.type)) fault(w, "there is no such reduction of the tensor map's type");
+            type = map.type;
+            flushed = flushes(map);
             for_rows_of_box(map, corner, [&](u32 at, u64 to, u32 run, bool inside) {
-                if (inside) store(to, swizzled(offset + at, map.swizzle), run, map.type, flushes(map));
+                if (inside) store(to, swizzled(offset + at, map.swizzle), run);
             });
         } else {
             const u32 bytes = w.reg32(in.operands[2].slot)[lane];
@@ -357,9 +369,18 @@ Flow execute_bulk_store(Warp& w, const Instruction& in, LaneMask lanes) {
             if (offset + bytes > block->shared.size())
                 fault(w, "the source of a bulk copy ends outside of the block's shared memory");
             shared_read(w, reader, *block, offset, bytes);
-            store(to, offset, bytes, in.type, true);
+            store(to, offset, bytes);
         }
         w.stores.push_back({engine.agent, engine.time, w.store_group});
+        cluster_of(w).stores.push_back({some_turns_later(w), &w, w.store_group, [=, runs = std::move(runs)] {
+                                            for (const Run& r : runs) {
+                                                const u32 bytes = static_cast<u32>(r.data.size());
+                                                if (reduces)
+                                                    reduce_into(r.to, r.data.data(), bytes, op, type, flushed);
+                                                else
+                                                    std::memcpy(r.to, r.data.data(), bytes);
+                                            }
+                                        }});
     });
     w.lane = -1;
     grid_of(w).effect();
@@ -373,12 +394,17 @@ Flow execute_bulk_commit(Warp& w, const Instruction&, LaneMask) {
 
 // count: groups that may be pending; flags: 1 .read: sources may be reused; else destinations are written too.
 Flow execute_bulk_wait(Warp& w, const Instruction& in, LaneMask) {
+    const bool read_only = in.flags;
+    const auto is_awaited = [&](u32 group) { return group + in.count < w.store_group; };
+    const auto learn = [&](u32 agent, u32 time) { w.clock.own[agent] = std::max(w.clock.own[agent], time); };
     for (const PendingStore& s : w.stores) {
-        if (s.group + in.count >= w.store_group) continue;
-        u32& known = w.clock.own[s.engine];
-        known = std::max(known, s.time + (in.flags ? 0 : 1));
+        if (!is_awaited(s.group)) continue;
+        learn(s.engine, s.time);
+        if (!read_only) learn(Cluster::writer_of(s.engine), s.time);
     }
-    if (!in.flags) std::erase_if(w.stores, [&](const PendingStore& s) { return s.group + in.count < w.store_group; });
+    if (read_only) return Flow::next;
+    std::erase_if(w.stores, [&](const PendingStore& s) { return is_awaited(s.group); });
+    land_stores(cluster_of(w), [&](const BulkStore& s) { return s.by == &w && is_awaited(s.group); });
     return Flow::next;
 }
 
@@ -423,6 +449,16 @@ void bind_bulk(Binder& b, bool reduces) {
 }
 
 }  // namespace
+
+void land_stores(Cluster& cluster, const std::function<bool(const BulkStore&)>& chosen) {
+    std::vector<BulkStore> now, later;
+    for (BulkStore& s : cluster.stores) (chosen(s) ? now : later).push_back(std::move(s));
+    cluster.stores.swap(later);
+    if (now.empty()) return;
+    std::stable_sort(now.begin(), now.end(), [](const BulkStore& a, const BulkStore& b) { return a.due < b.due; });
+    for (const BulkStore& s : now) s.land();
+    cluster.grid->effect();
+}
 
 void bind_cp(Binder& b) {
     Instruction& in = b.in;

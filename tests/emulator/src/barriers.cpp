@@ -464,11 +464,18 @@ void bind_mbarrier(Binder& b) {
 
 namespace {
 
-Flow execute_proxy_fence(Warp& w, const Instruction&, LaneMask) {
+// flags: 1 covers shared memory, 2 global memory.
+Flow execute_proxy_fence(Warp& w, const Instruction& in, LaneMask) {
     w.tick();
-    w.proxy_fence_time = w.clock.own[w.agent];
-    w.barrier_init_fence_time = w.clock.own[w.agent];
-    w.proxy_fenced = w.clock;
+    const u32 now = w.clock.own[w.agent];
+    if (in.flags & 1) {
+        w.proxy_fence_time = w.barrier_init_fence_time = now;
+        w.proxy_fenced = w.clock;
+    }
+    if (in.flags & 2) {
+        grid_of(w).proxy_fences[{cluster_number(w), w.agent}] = now;
+        w.global_proxy_fenced = w.clock;
+    }
     return Flow::next;
 }
 
@@ -484,10 +491,12 @@ void bind_fence(Binder& b) {  // fence, membar
     if (b.has("proxy")) {
         const bool async = b.has("async") | b.has_prefix("async::");
         const bool other = b.has("alias") | b.has_prefix("tensormap");
-        b.ignore({"global", "shared", "release", "acquire", "cta", "cluster", "gpu", "sys", "shared::cta",
-                  "shared::cluster"});
+        const bool global = b.has("global");
+        const bool shared = b.has_prefix("shared");
+        b.ignore({"release", "acquire", "cta", "cluster", "gpu", "sys"});
         if (other) b.unsupported("this proxy");
         if (!async) b.unsupported("which proxy?");
+        b.in.flags = (shared || !global ? 1 : 0) | (global || !shared ? 2 : 0);
         return b.run(execute_proxy_fence, Class::barrier);
     }
     const bool init = b.has("mbarrier_init");

@@ -235,7 +235,10 @@ void Linker::link(const std::string& name) {
             bind(binder);
             binder.finish();
             if (in.opcode == "ret" && f->is_kernel) in.execute = execute_exit;
-            if (in.line == line_to_drop(kernel_.name) && is_synchronising(in))
+            if (in.line != line_to_drop(kernel_.name) || !is_synchronising(in)) continue;
+            if (orders(in))
+                make_relaxed(in);
+            else
                 in.execute = in.predicate_dst >= 0 ? execute_set_predicate : execute_nothing;
         }
     }
@@ -294,6 +297,7 @@ bool is_synchronising(const Instruction& in) {
     if (in.opcode == "mbarrier") return has("arrive") || has("try_wait") || has("test_wait");
     if (in.opcode == "cp") return has("wait_group") || has("wait_all") || (has("mbarrier") && has("arrive"));
     if (in.opcode == "griddepcontrol") return has("wait");
+    if (orders(in)) return true;
     return in.opcode == "wgmma" && (has("wait_group") || has("fence"));
 }
 

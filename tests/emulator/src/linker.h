@@ -56,7 +56,7 @@ class Binder {
 using Bind = void (*)(Binder&);
 Bind bind_of(const std::string& opcode);  // null if there is none
 
-// Synchronising instructions, which the mutation tool removes one at a time.
+// Synchronising instructions, which the mutation tool removes one at a time; of an acquire or a release the order.
 bool is_synchronising(const Instruction& in);
 
 }  // namespace emulator

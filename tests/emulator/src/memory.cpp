@@ -167,7 +167,7 @@ void check_aligned(Warp& w, u64 address, u32 to, const char* what) {
                  ", which is no multiple of " + std::to_string(to));
 }
 
-LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool write, bool strong) {
+LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool write, bool strong, bool sums) {
     if (space == Space::generic) space = space_of(address);
     check_aligned(w, address, bytes, "access");
     w.lane = lane;
@@ -176,7 +176,7 @@ LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool w
         case Space::shared:
             result.pointer = shared_pointer(w, address, bytes, result.block, result.offset);
             if (write)
-                shared_write(w, actor(w, strong), *result.block, result.offset, bytes);
+                shared_write(w, actor(w, strong, sums), *result.block, result.offset, bytes);
             else
                 shared_read(w, actor(w, strong), *result.block, result.offset, bytes);
             break;
@@ -190,7 +190,7 @@ LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool w
         default:
             result.pointer = global_pointer(w, address, bytes, write);
             if (write)
-                global_write(w, actor(w, strong), address, bytes);
+                global_write(w, actor(w, strong, sums), address, bytes);
             else if (space != Space::constant)
                 global_read(w, actor(w, strong), address, bytes);
     }
@@ -476,6 +476,10 @@ std::optional<Atomic> atomic_named(const std::string& name) {
     return found == names.end() ? std::nullopt : std::optional(found->second);
 }
 
+bool is_order_sensitive(Atomic op, Type type) {
+    return op == Atomic::add && is_floating(type);
+}
+
 namespace {
 
 Flow execute_atomic(Warp& w, const Instruction& in, LaneMask lanes) {
@@ -492,7 +496,7 @@ Flow execute_atomic(Warp& w, const Instruction& in, LaneMask lanes) {
         const Space space = in.space == Space::generic ? space_of(at) : in.space;
         if (space != Space::global && space != Space::shared)
             fault(w, "an atomic operation on neither global nor shared memory");
-        const LaneAccess a = access(w, lane, at, space, bytes, true, true);
+        const LaneAccess a = access(w, lane, at, space, bytes, true, true, is_order_sensitive(op, in.type));
         if (space == Space::global) order_read(w, at, order), order_write(w, at, order);
         u8* p = a.pointer;
         for (std::size_t k = 0; k < values.size(); ++k, p += in.count) {
@@ -594,6 +598,16 @@ Flow execute_memory_fence(Warp& w, const Instruction&, LaneMask) {
     w.fenced = w.clock;
     w.tick();
     return Flow::next;
+}
+
+bool orders(const Instruction& in) {
+    if (in.opcode != "ld" && in.opcode != "st" && in.opcode != "atom" && in.opcode != "red") return false;
+    const Order order = static_cast<Order>(in.flags);
+    return order == Order::acquire || order == Order::release || order == Order::acq_rel;
+}
+
+void make_relaxed(Instruction& in) {
+    in.flags = static_cast<u32>(Order::relaxed);
 }
 
 void bind_ld(Binder& b) {

@@ -34,12 +34,16 @@ struct LaneAccess {
     u32 offset;    // shared
 };
 // Resolves and checks one lane's access to `space`, and tells the race check of it.
-LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool write, bool strong);
+LaneAccess access(Warp& w, int lane, u64 address, Space space, u32 bytes, bool write, bool strong, bool sums = false);
 
 // What atom, red and the reductions of bulk copies do to a number of the type; `flushes`: f32 sums lose subnormals, as
 // they do in global memory.
 enum class Atomic : u32 { add, min, max, inc, dec, and_, or_, xor_, exch, cas };
 u64 atomic_result(Atomic operation, Type type, u64 old, u64 x, bool flushes);
 std::optional<Atomic> atomic_named(const std::string& name);
+bool is_order_sensitive(Atomic operation, Type type);  // sums of floating-point numbers
+// What the mutation tool makes of an acquire or a release: the access alone, which orders nothing.
+void make_relaxed(Instruction& in);
+bool orders(const Instruction& in);  // ld, st, atom, red: acquires or releases
 
 }  // namespace emulator

@@ -31,6 +31,7 @@ const std::map<std::string, Setter>& setters() {
         {"check_races", number(&Options::check_races)},
         {"check_warp_races", number(&Options::check_warp_races)},
         {"check_global", number(&Options::check_global)},
+        {"check_order", number(&Options::check_order)},
         {"check_init", number(&Options::check_init)},
         {"check_proxy", number(&Options::check_proxy)},
         {"check_async", number(&Options::check_async)},

@@ -22,6 +22,7 @@ struct Options {
     bool check_races = true;       // two agents, one byte, at least one write, no order between them
     bool check_warp_races = true;  // the same between lanes of one warp
     bool check_global = true;      // the same in global memory, between warps and blocks
+    bool check_order = true;       // floating-point sums of two agents in one place with no order: the bits vary
     bool check_init = true;        // reads of shared memory that nothing has written
     bool check_proxy = true;       // asynchronous reads of generic writes, and mbarriers, with no fence between
     bool check_async = true;       // use of data or registers that an asynchronous operation still works on

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <optional>
 
+#include "async_copy.h"
 #include "barriers.h"
 #include "control.h"
 #include "launch.h"
@@ -153,7 +154,7 @@ std::unique_ptr<Cluster> start_cluster(Grid& g, u32 number) {
     const u32 blocks = static_cast<u32>(g.cluster.count());
     const u32 warps = static_cast<u32>((g.block.count() + kLanes - 1) / kLanes);
     const u32 across_x = g.grid.x / g.cluster.x, across_y = g.grid.y / g.cluster.y;
-    cluster->agents = 2 * blocks * warps + kCopyEngines;
+    cluster->agents = 2 * blocks * warps + 2 * kCopyEngines;
     cluster->engine_times.assign(kCopyEngines, 0);
     cluster->barrier_arrived.assign(blocks * warps, 0);
     const u32 shared =
@@ -383,6 +384,7 @@ class Scheduler {
             ++cluster.turn;
         }
         land_copies(cluster);
+        if (!cluster.stores.empty()) land_stores(cluster, [&](const BulkStore& s) { return s.due <= cluster.turn; });
     }
 
     static void land_copies(Cluster& cluster) {
@@ -407,6 +409,7 @@ class Scheduler {
             if (!c.copies.empty() && options().check_async)
                 throw Fault(name() + ": ends while a bulk copy into its shared memory is in flight, issued at " +
                             position(*grid_.kernel, c.copies.front().instruction));
+            land_stores(c, [](const BulkStore&) { return true; });
             grid_.resident.erase(grid_.resident.begin() + static_cast<std::ptrdiff_t>(i));
             grid_.effect();
         }
@@ -417,7 +420,7 @@ class Scheduler {
     // only spin.
     void nothing_happened() {
         for (auto& c : grid_.resident)
-            if (!c->copies.empty()) {
+            if (!c->copies.empty() || !c->stores.empty()) {
                 c->turn += 16;
                 return;
             }

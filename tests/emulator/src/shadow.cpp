@@ -17,16 +17,27 @@ u8 covered(u32 word, u32 offset, u32 bytes) {
     return static_cast<u8>(((1u << (last - first)) - 1) << (first - word * 4));
 }
 
-// Whether the actor knows of the access, or did it itself.
+// Whether the actor knows of the access, or did it itself. What an asynchronous agent did at another time is another
+// operation.
 inline bool knows_of(u32 my_cluster, const Actor& a, const Access& earlier) {
     if (earlier.cluster != my_cluster) return a.knows->knows(my_cluster, earlier.cluster, earlier.agent, earlier.time);
-    return earlier.agent == a.agent ||
+    return (earlier.agent == a.agent && (!a.asynchronous || earlier.time == a.time)) ||
            (earlier.agent < a.knows->own.size() && a.knows->own[earlier.agent] >= earlier.time);
 }
 
 inline bool unordered(Warp& w, const Actor& a, const Access& earlier, u8 bytes) {
-    if (earlier.time == 0 || !(earlier.bytes & bytes) || (earlier.strong && a.strong)) return false;
+    if (earlier.time == 0 || !(earlier.bytes & bytes)) return false;
+    if (earlier.strong && a.strong && !(earlier.sums && a.sums && options().check_order)) return false;
     return !knows_of(cluster_number(w), a, earlier);
+}
+
+// What two writes with no order between them do, in words.
+std::string both_write(Warp& w, const Actor& a, const Access& earlier, const std::string& place, const char* order) {
+    if (a.strong && earlier.strong)
+        return "race: adds to " + place + ", as does " + describe(grid_of(w), earlier) + order +
+               " (each addition is whole, but the bits of the sum depend on which comes first)";
+    return "race: writes " + place + ", also written by " + describe(grid_of(w), earlier) + order +
+           " (a race even if both write the same value)";
 }
 
 inline Access record(Warp& w, const Actor& a, u8 bytes) {
@@ -38,6 +49,7 @@ inline Access record(Warp& w, const Actor& a, u8 bytes) {
     r.bytes = bytes;
     r.strong = a.strong;
     r.asynchronous = a.asynchronous;
+    r.sums = a.sums;
     return r;
 }
 
@@ -128,10 +140,24 @@ GlobalCell& global_cell(Warp& w, u64 word) {
     return cell;
 }
 
+// What the generic proxy wrote in this launch, asynchronous operations see after a proxy fence alone.
+void check_global_proxy(Warp& w, const Actor& a, const Access& write, u64 address, u8 bytes) {
+    if (!a.asynchronous || write.asynchronous || write.time == 0 || !(write.bytes & bytes)) return;
+    if (!options().check_proxy || write.cluster == kLaunchBefore) return;
+    const u32 mine = cluster_number(w);
+    const auto fence = grid_of(w).proxy_fences.find({write.cluster, write.agent});
+    const bool by_writer = fence != grid_of(w).proxy_fences.end() && fence->second > write.time;
+    const bool is_own = write.cluster == mine && write.agent == w.agent;
+    const bool by_reader = !is_own && w.global_proxy_fenced.knows(mine, write.cluster, write.agent, write.time);
+    if (!by_writer && !by_reader)
+        fault(w, "the asynchronous proxy touches " + global_place(address) + ", written by " +
+                     describe(grid_of(w), write) + " with no fence.proxy.async after it");
+}
+
 }  // namespace
 
-Actor actor(Warp& w, bool strong) {
-    return {w.agent, w.clock.own[w.agent], &w.clock, false, strong};
+Actor actor(Warp& w, bool strong, bool sums) {
+    return {w.agent, w.clock.own[w.agent], &w.clock, false, strong, sums};
 }
 
 void shared_read(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) {
@@ -178,9 +204,7 @@ void shared_write(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes) 
                          describe(grid_of(w), cell.write));
         if (o.check_races) {
             if (unordered(w, a, cell.write, mine))
-                fault(w, "race: writes " + name_bytes(word * 4, mine) + ", also written by " +
-                             describe(grid_of(w), cell.write) +
-                             " with no synchronisation between (a race even if both write the same value)");
+                fault(w, both_write(w, a, cell.write, name_bytes(word * 4, mine), " with no synchronisation between"));
             cell.reads.for_each([&](const Access& r) {
                 if (unordered(w, a, r, mine))
                     fault(w, "race: writes " + name_bytes(word * 4, mine) + " while " + describe(grid_of(w), r) +
@@ -220,6 +244,7 @@ void global_read(Warp& w, const Actor& a, u64 address, u32 bytes) {
         if (unordered(w, a, cell.write, mine))
             fault(w, "race: reads " + global_place(first) + ", written by " + describe(grid_of(w), cell.write) +
                          " with no order between them");
+        check_global_proxy(w, a, cell.write, first, mine);
         keep_read(w, a, cell.reads, mine);
     }
 }
@@ -231,8 +256,8 @@ void global_write(Warp& w, const Actor& a, u64 address, u32 bytes) {
         const u64 first = std::max(address, word * 4), last = std::min(address + bytes, word * 4 + 4);
         const u8 mine = static_cast<u8>(((1u << (last - first)) - 1) << (first - word * 4));
         if (unordered(w, a, cell.write, mine))
-            fault(w, "race: writes " + global_place(first) + ", also written by " + describe(grid_of(w), cell.write) +
-                         " with no order between them (a race even if both write the same value)");
+            fault(w, both_write(w, a, cell.write, global_place(first), " with no order between them"));
+        check_global_proxy(w, a, cell.write, first, mine);
         cell.reads.for_each([&](const Access& r) {
             if (unordered(w, a, r, mine))
                 fault(w, "race: writes " + global_place(first) + " while " + describe(grid_of(w), r) +

@@ -12,8 +12,9 @@ struct Actor {
     const Clock* knows;
     bool asynchronous;  // through the asynchronous proxy
     bool strong;        // atomic, volatile, relaxed, acquire, release: may meet its like without order
+    bool sums = false;  // but adds floating-point numbers, so that the bits depend on the order
 };
-Actor actor(Warp& w, bool strong = false);
+Actor actor(Warp& w, bool strong = false, bool sums = false);
 
 void shared_read(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes);
 void shared_write(Warp& w, const Actor& a, Block& block, u32 offset, u32 bytes);

@@ -20,9 +20,10 @@ struct Grid;
 
 // ---- Time
 // Agents are what acts on memory on its own: every warp; for every warp also the wgmma operations of the warpgroup it
-// leads; and some engines for bulk copies. Each counts its own time. A clock holds, for every agent, the latest time of
-// which its owner knows that all before it has happened. For agents of other clusters it knows only what it learned
-// through global memory.
+// leads; and some engines for bulk copies, each of which is two: one that reads and loads, and one that writes what is
+// stored, which is known later. Each counts its own time. A clock holds, for every agent, the latest time of which its
+// owner knows that all before it has happened. For agents of other clusters it knows only what it learned through
+// global memory.
 struct Clock {
     std::vector<u32> own;                    // by agent of the own cluster
     std::map<u32, std::vector<u32>> others;  // by cluster, then agent
@@ -38,7 +39,7 @@ struct Clock {
 struct Knowledge {
     Clock clock, fenced, seen;
 };
-constexpr u32 kCopyEngines = 8;  // bulk copies take turns at these; two copies of one engine count as ordered
+constexpr u32 kCopyEngines = 8;  // bulk copies take turns at these; who knows of one knows of its engine's earlier ones
 
 // What was done by the launch before, where this one may begin before that has ended: an access of agent 0 of this
 // cluster at time 1, which griddepcontrol.wait makes known.
@@ -50,7 +51,7 @@ struct Access {
     u32 instruction = 0;        // index in the kernel's code
     u16 agent = 0;
     u8 bytes = 0;  // which of the four
-    u8 strong : 1 = 0, asynchronous : 1 = 0;
+    u8 strong : 1 = 0, asynchronous : 1 = 0, sums : 1 = 0;
 };
 // Reads since the word was last written, by every agent that read it and that a later write must know of.
 template <int Few>
@@ -106,7 +107,7 @@ struct PendingCopy {
     u32 group;
     u32 instruction;
 };
-// A bulk store: reading its source is done at `time`, its destination is written at `time` + 1.
+// A bulk store: its engine reads the source and writes the destination at `time`, each as an agent of its own.
 struct PendingStore {
     u32 engine, time, group;
 };
@@ -127,9 +128,10 @@ struct Warp {
 
     Clock clock;
     Clock fenced;  // what it knew at its last fence (or its mates' before a barrier): what a relaxed write shows
-    Clock seen_by_relaxed;     // what relaxed reads have seen: known from the next fence on
-    u32 proxy_fence_time = 0;  // own time of the last fence.proxy.async
-    Clock proxy_fenced;        // what it knew then
+    Clock seen_by_relaxed;      // what relaxed reads have seen: known from the next fence on
+    u32 proxy_fence_time = 0;   // own time of the last fence.proxy.async that covers shared memory
+    Clock proxy_fenced;         // what it knew then
+    Clock global_proxy_fenced;  // the same of global memory; its times are in Grid::proxy_fences
     u32 barrier_init_fence_time = 0;
     u32 epoch = 1;  // how often its lanes have synchronised
 
@@ -208,6 +210,12 @@ struct BulkCopy {  // a load on its way to shared memory
     u32 instruction, bytes;
     Block* block;
 };
+struct BulkStore {  // or a reduction, on its way to global memory
+    u64 due;        // turn at which it lands, if nobody waits for it before
+    const Warp* by;
+    u32 group;
+    std::function<void()> land;
+};
 
 struct Dim {
     u32 x = 1, y = 1, z = 1;
@@ -222,6 +230,7 @@ struct Cluster {
     std::vector<u32> engine_times;  // of the copy engines
     u32 next_engine = 0;
     std::vector<BulkCopy> copies;
+    std::vector<BulkStore> stores;
     u64 turn = 0;
     // barrier.cluster
     u32 barrier_phase = 0;
@@ -231,6 +240,7 @@ struct Cluster {
     u32 warps_per_block() const { return static_cast<u32>(blocks[0]->warps.size()); }
     u32 warps() const { return static_cast<u32>(blocks.size()) * warps_per_block(); }
     u32 first_engine() const { return 2 * warps(); }
+    static u32 writer_of(u32 engine) { return engine + kCopyEngines; }
     u32 wgmma_agent(const Warp& any_of_group) const { return warps() + any_of_group.agent - any_of_group.index % 4; }
     Warp* warp_of_agent(u32 agent) {
         if (agent >= warps()) return nullptr;
@@ -243,9 +253,10 @@ struct Grid {
     Dim grid, block, cluster;
     const u8* params = nullptr;
     u32 dynamic_shared = 0;
-    u32 launch = 0;                  // number of this launch in the process
-    const Kernel* before = nullptr;  // of the launch before, if this one does not wait for its end
-    bool waited = false;             // some thread has, by griddepcontrol.wait
+    u32 launch = 0;                                   // number of this launch in the process
+    const Kernel* before = nullptr;                   // of the launch before, if this one does not wait for its end
+    bool waited = false;                              // some thread has, by griddepcontrol.wait
+    std::map<std::pair<u32, u32>, u32> proxy_fences;  // of global memory, by cluster and warp: its time at the last one
     std::mt19937_64 random;
     std::vector<std::unique_ptr<Cluster>> resident;
     u64 executed = 0;  // warp instructions

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "async_copy.h"
 #include "counters.h"
 #include "memory.h"
 #include "options.h"
@@ -718,6 +719,7 @@ bool Model::step(TimedCluster& cluster, TimedWarp& t) {
             copy_in(cluster, t, key & ~31ull, at);
             break;
         case Kind::bulk_store: {
+            land_stores(*cluster.cluster, [](const BulkStore&) { return true; });
             const bool reduces = has(in, "reduce");
             const u64 done = fetch(m, at, key & ~31ull, store_bytes * (reduces ? kReductionBytes : 1), true);
             t.stores_read = std::max({t.stores_read, done, at + 250});
