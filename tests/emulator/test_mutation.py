@@ -1,5 +1,7 @@
 """Each barrier, arrive, wait and fence of the project's kernels, removed in turn: noticed, or its line says why not.
 
+So is the order of each acquire and release.
+
 What survives is explained where it stands, in a comment with the words "not noticed if removed". Nightly, since every
 removal is a run: ``pytest -m nightly tests/emulator/test_mutation.py -rP`` prints how many there were of each kernel.
 """
@@ -87,9 +89,11 @@ def attention_case(D, queries, keys, heads, groups, gradients=0, dtype=bf16, imp
 RUN = "for case in cases: case.check()"
 
 
-def attention_on_hopper(kernels: str, *cases: str) -> Program:
-    one_block = 'C.emulator.set_option("multiprocessors", "1")\n'  # takes all tiles, so that its rings go round
-    return Program("90", f"{one_block}cases = [{', '.join(f'attention_case({c})' for c in cases)}]", RUN, kernels)
+def attention_on_hopper(kernels: str, *cases: str, blocks: tuple[int, ...] = (1,)) -> Program:
+    """On one multiprocessor a block takes all tiles, so that its rings go round; on several, blocks take turns."""
+    setup = f"cases = [{', '.join(f'attention_case({c})' for c in cases)}]"
+    each = f"for n in {blocks}:\n    C.emulator.set_option('multiprocessors', str(n))\n    {RUN}"
+    return Program("90", setup, each, kernels)
 
 
 LINEAR = """
@@ -205,7 +209,10 @@ PROGRAMS = {
         "forward", "64, 300, 300, 2, 1, causal=True", "128, 300, 300, 2, 2"
     ),
     "attention backward in one pass, Hopper": attention_on_hopper(
-        "backward|facts|grad_q", "64, 300, 300, 2, 1, 3, causal=True", "128, 300, 300, 1, 1, 3"
+        "backward|facts|grad_q",
+        "64, 300, 300, 2, 1, 3, causal=True",
+        "128, 300, 300, 1, 1, 3",
+        blocks=(1, 3),
     ),
     "attention backward in two passes, Hopper": attention_on_hopper(
         "backward|facts|grad_q", "128, 300, 300, 2, 1, 3, causal=True", "96, 300, 300, 1, 1, 3"

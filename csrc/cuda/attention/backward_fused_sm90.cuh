@@ -187,7 +187,9 @@ __device__ void add(const FusedArguments<typename T::Storage>& a, FusedShared<T>
                 if (adds) {
                     while (ptx::load_acquire(turn) != static_cast<unsigned>(item.tile)) {
                     }
-                    ptx::fence_async_global();  // not noticed if removed: global memory has no proxies when emulated
+                    // What others added was fenced as it arrived. Not noticed if removed: a copy's own fence at its end
+                    // is enough where only copies touch the sums, if the manual is read to the letter.
+                    ptx::fence_async_global();
                 }
                 ring.wait_full(n);
                 if (adds) {
@@ -198,10 +200,7 @@ __device__ void add(const FusedArguments<typename T::Storage>& a, FusedShared<T>
                 ptx::tma_commit();
                 ptx::tma_wait_read<0>();
                 ptx::mbarrier_arrive(ring.empty(n));
-                // The sums must have arrived before others learn that they may add. Not noticed if removed, here and
-                // with the fence: the emulated device adds at once, and global memory has no proxies there.
-                ptx::tma_wait<0>();
-                ptx::fence_async_global();  // not noticed if removed: see above
+                ptx::tma_wait<0>();  // the sums must have arrived, and then are fenced, before others may add
                 ptx::store_release(turn, static_cast<unsigned>(item.tile) + 1);
             }
             if (--tile < item.first_tile) tile = last_tile, ++head;

@@ -2,7 +2,7 @@
 //
 // PTX ISA, "Memory Consistency Model: Proxies", "Parallel Synchronization and Communication Instructions: membar,
 // fence"; sm_90. Barriers do not bridge proxies. What a copy has written is seen by ordinary reads after the wait for
-// its mbarrier, without a fence.
+// its mbarrier or its group, without a fence.
 #ifndef PYGPT_CUDA_PTX_PROXY_FENCE_CUH
 #define PYGPT_CUDA_PTX_PROXY_FENCE_CUH
 

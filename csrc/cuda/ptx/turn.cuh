@@ -1,8 +1,8 @@
 // A word in global memory by which blocks of a kernel take turns.
 //
 // PTX ISA, "Data Movement and Conversion Instructions: ld, st", "Memory Consistency Model"; sm_70 and up. What a thread
-// did before it stored is seen by whoever loads what it stored; what bulk copies do stands beyond that, and needs
-// fences of its own (proxy_fence.cuh).
+// did before it stored is seen by whoever loads what it stored; what bulk copies do stands beyond that: what they
+// write is waited for first (tma.cuh), what they read is fenced (proxy_fence.cuh).
 #ifndef PYGPT_CUDA_PTX_TURN_CUH
 #define PYGPT_CUDA_PTX_TURN_CUH
 
