@@ -14,6 +14,7 @@ from tests.emulator.device import BUILD
 from tests.emulator.exact import BF16
 
 pytestmark = pytest.mark.nightly
+ROOT = Path(__file__).resolve().parents[2]
 
 WARP_SPECIALISED = ("KernelTmaWarpSpecialized", "TmaWarpSpecialized", 64)
 PING_PONG = ("KernelTmaWarpSpecializedPingpong", "TmaWarpSpecialized", 64)
@@ -84,8 +85,8 @@ def test_gemm(built, tmp_path, name):
     for shape in SHAPES:
         for seed in ("1", "2"):
             environment = {f"PYGPT_EMULATOR_{k}": v for k, v in {**settings, "SEED": seed}.items()}
-            command = [sys.executable, __file__, str(library), *map(str, shape), *layouts]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            command = [sys.executable, "-m", __name__, str(library), *map(str, shape), *layouts]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{shape}, seed {seed}: {done.stdout}{done.stderr}"
 
 
