@@ -18,7 +18,7 @@ from pygpt.extension import C
 from pygpt.nn.rotary import rotations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-ALLOWED = 16.0  # in eps of the dtype, times the largest value of the output; long sums on random input reach 12
+ALLOWED = 32.0  # in eps of the dtype, times the largest value of the output; long sums on random input reach 18
 
 
 class Draw:

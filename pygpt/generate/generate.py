@@ -407,7 +407,7 @@ def _seeds(seed: int | Sequence[int] | Tensor, rows: int, device: torch.device) 
         raise TypeError(f"seed must be an int, or one for each row, not {seed!r}")
     try:
         seeds = torch.as_tensor(seed, device=device)
-    except ValueError as error:  # torch's for an int that is too large
+    except (ValueError, RuntimeError) as error:  # torch's for an int that is too large; PyTorch 2.6 had the latter
         raise ValueError(f"seed must fit in 64 bits, but is {seed!r}") from error
     if seeds.dtype != torch.int64 or seeds.shape != (rows,):
         raise ValueError(

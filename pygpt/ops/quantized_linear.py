@@ -114,10 +114,9 @@ def pack_weight(numbers: Tensor, scale: Tensor, offset: Tensor | None = None) ->
         numbers = torch.nn.functional.pad(numbers, (0, missing)).view(columns, groups, GROUP_PLACES)
         half = GROUP_PLACES // 2
         return pack_pairs(numbers[..., :half] | numbers[..., half:] << 4, scale, offset)
-    padding = (0, missing, 0, panels * PANEL_COLUMNS - columns)
-    numbers = torch.nn.functional.pad(numbers, padding, value=128)
+    numbers = _with_rows(torch.nn.functional.pad(numbers, (0, missing), value=128), panels * PANEL_COLUMNS, 128)
     numbers = numbers.view(panels, PANEL_COLUMNS, groups, GROUP_PLACES // 4, 4).permute(0, 2, 3, 1, 4)
-    scale = torch.nn.functional.pad(scale, padding[2:]).view(panels, PANEL_COLUMNS)
+    scale = _with_rows(scale, panels * PANEL_COLUMNS).view(panels, PANEL_COLUMNS)
     return torch.cat([_bytes(scale), numbers.flatten(1)], dim=1).flatten()
 
 
@@ -131,14 +130,15 @@ def pack_pairs(pairs: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """
     columns, groups, size = pairs.shape
     panels = -(-columns // PANEL_COLUMNS)
-    padding = (0, 0, 0, panels * PANEL_COLUMNS - columns)
-    pairs = torch.nn.functional.pad(pairs, (0, 0, *padding))
-    pairs = pairs.view(panels, PANEL_COLUMNS, groups, size // 4, 4).permute(0, 2, 3, 1, 4)
-    heads = (
-        torch.nn.functional.pad(each, padding).view(panels, PANEL_COLUMNS, groups).transpose(1, 2)
-        for each in (scale, offset)
-    )
+    rows = panels * PANEL_COLUMNS
+    pairs = _with_rows(pairs, rows).view(panels, PANEL_COLUMNS, groups, size // 4, 4).permute(0, 2, 3, 1, 4)
+    heads = (_with_rows(each, rows).view(panels, PANEL_COLUMNS, groups).transpose(1, 2) for each in (scale, offset))
     return torch.cat([*(_bytes(head) for head in heads), pairs.flatten(2)], dim=2).flatten()
+
+
+def _with_rows(tensor: Tensor, rows: int, value: int = 0) -> Tensor:
+    """With as many rows; PyTorch 2.6 does not pad a tensor whose rows are empty."""
+    return torch.cat([tensor, tensor.new_full((rows - len(tensor), *tensor.shape[1:]), value)])
 
 
 def _bytes(tensor: Tensor) -> Tensor:
