@@ -299,12 +299,12 @@ def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
     """A head with a rounded weight, beside PyTorch's products with that weight expanded, and rounded as it has it."""
 
     def inputs(d: Draw) -> dict[str, Any]:
-        packed = ops.quantize_weight(d.normal(outputs, width, scale=width**-0.5), scheme)
-        matrix = reference.quantized_weight(packed, outputs, width, scheme).to(d.dtype)
-        return {"x": d.normal(rows, width), "matrix": matrix, "packed": packed}
+        packed, matrix = _quantized_weight(scheme, width, outputs)
+        return {"x": d.normal(rows, width), "matrix": matrix.to(d.dtype), "packed": packed}
 
     def exact(x: Tensor, matrix: Tensor, packed: Tensor) -> Tensor:
-        return reference.linear(x, reference.quantized_weight(packed, len(matrix), x.shape[-1], scheme))
+        del matrix, packed
+        return reference.linear(x, _quantized_weight(scheme, width, outputs)[1])
 
     packed_bytes = outputs * width * (1 if scheme == "int8" else 5 / 8)
     return Row(
@@ -321,6 +321,13 @@ def _quantized(scheme: str, rows: int, width: int, outputs: int) -> Row:
         # With 512 rows these take 3 to 150 times as long as the expanded weight does.
         rivals={scheme: _torchs_int8 if scheme == "int8" else _torchs_int4} if rows < 64 else {},
     )
+
+
+@functools.lru_cache(maxsize=1)  # of rows that follow one another: it takes seconds to make
+def _quantized_weight(scheme: str, width: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """A weight that was rounded: packed, and as a matrix in float64."""
+    packed = ops.quantize_weight(Draw(torch.float32).normal(outputs, width, scale=width**-0.5), scheme)
+    return packed, reference.quantized_weight(packed, outputs, width, scheme)
 
 
 def _torchs_int8(x: Tensor, matrix: Tensor, packed: Tensor) -> Tensor:
