@@ -63,7 +63,8 @@ def test_a_contender_answers_with_time_and_memory(who: str, dtype: str) -> None:
         for request in ((1, False), (2, False), (2, True)):
             seconds, memory = answer(request)
             assert 0 < seconds < 60
-            assert memory >= 0
+            # Of this process, which may hold as much already; Linux adds up pages by processor, and is off by a few.
+            assert memory > -(2**20)
             assert torch.get_num_threads() == request[0]
     finally:
         torch.set_num_threads(before)
