@@ -18,7 +18,7 @@ from pygpt.extension import C
 from pygpt.nn.rotary import rotations
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-ALLOWED = 32.0  # in eps of the dtype, times the largest value of the output; long sums on random input reach 18
+ALLOWED = 16.0  # in eps of the dtype, times the largest value of the output; long sums on random input reach 12
 
 
 class Draw:
@@ -245,6 +245,8 @@ def run_check(check: Check, implementation: str, dtype: torch.dtype, seed: int =
     doubled = arguments | {name: arguments[name].detach().double().requires_grad_() for name in leaves}
     result = Result(check.op, implementation, str(dtype).removeprefix("torch."))
     allowed = ALLOWED * torch.finfo(dtype).eps
+    if dtype == torch.float64:  # in which the reference rounds as much
+        allowed *= 2
     with pygpt.force(check.op, implementation):
         try:
             outputs = _tensors(check.ours(**arguments))

@@ -18,6 +18,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/philox.h"
 #include "cpu/kernels.h"
 #include "cpu/kernels/keep.h"
 #include "cpu/kernels/panel.h"
